@@ -1,8 +1,11 @@
 // Maps of window means and covariances. Plain data only.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+
 #include "core/isa.hpp"
-#include "core/pixels.hpp"
+#include "core/pixel_list.hpp"
 #include "core/window_axis.hpp"
 
 namespace mahal {

@@ -1,5 +1,7 @@
 #include "ops/local_covariance_kernel.hpp"
 
+#include "core/pixels.hpp"
+
 namespace mahal {
 namespace {
 

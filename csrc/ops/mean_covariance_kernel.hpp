@@ -1,8 +1,11 @@
 // Sums and Gram matrices of many pixels, in float64. Plain data only.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+
 #include "core/isa.hpp"
-#include "core/pixels.hpp"
+#include "core/pixel_list.hpp"
 
 namespace mahal {
 

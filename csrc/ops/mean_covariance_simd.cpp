@@ -1,6 +1,8 @@
 #include "core/gram.hpp"
 #include "ops/mean_covariance_kernel.hpp"
 
+#include "core/pixels.hpp"
+
 namespace mahal {
 namespace {
 

@@ -38,21 +38,9 @@ struct WindowStatistics {
   double* samples;     // count spectra of `padded` elements; centred in place
   const double* test;  // the pixel itself
   int count, bands, padded;
-  double* covariance;        // padded x padded, lower triangle
-  double* difference;        // padded: test minus mean
+  double* covariance;  // padded x padded, lower triangle
+  double* difference;  // padded: test minus mean
   const double** pointers;  // count entries of scratch
-};
-
-// Scores of at most `lanes` pixels from their own covariances.
-struct WindowScores {
-  const double* covariance;  // pixels x padded x padded
-  const double* difference;  // pixels x padded
-  int pixels, bands, padded;
-  double tolerance;
-  double loading;  // added to the diagonal of the covariances that fail; 0: leave them
-  double* score;
-  std::uint8_t* singular;
-  void* scratch;
 };
 
 template <Isa I>
@@ -64,8 +52,6 @@ struct RxKernel {
   static void local(const LocalRxBlock<float>&);
   static void local(const LocalRxBlock<double>&);
   static void window_statistics(const WindowStatistics&);
-  static std::size_t scratch_bytes(const WindowScores&);
-  static void window_scores(const WindowScores&);
 };
 
 }  // namespace mahal

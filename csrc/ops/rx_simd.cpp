@@ -388,43 +388,6 @@ void centre_and_gram(const WindowStatistics& w) {
   }
 }
 
-std::size_t window_scores_bytes(const WindowScores& w) {
-  const std::ptrdiff_t n = w.bands;
-  const std::ptrdiff_t ld = (n + 1) | 1;
-  return static_cast<std::size_t>(((n + 1) * ld + n) * D::lanes) * sizeof(double);
-}
-
-void factor_windows(const WindowScores& w, const std::uint8_t* loaded) {
-  constexpr int L = D::lanes;
-  const std::ptrdiff_t n = w.bands;
-  const std::ptrdiff_t ld = (n + 1) | 1;
-  double* matrix = static_cast<double*>(w.scratch);
-  double* inverse = matrix + (n + 1) * ld * L;
-  for (int l = 0; l < L; ++l) {
-    const int pixel = l < w.pixels ? l : w.pixels - 1;  // spare lanes repeat the last pixel
-    const double* c = w.covariance + static_cast<std::ptrdiff_t>(pixel) * w.padded * w.padded;
-    const double* d = w.difference + static_cast<std::ptrdiff_t>(pixel) * w.padded;
-    for (std::ptrdiff_t i = 0; i < n; ++i) {
-      for (std::ptrdiff_t j = 0; j <= i; ++j) matrix[(i * ld + j) * L + l] = c[i * w.padded + j];
-      if (loaded && loaded[pixel]) matrix[(i * ld + i) * L + l] += w.loading;
-    }
-    for (std::ptrdiff_t j = 0; j < n; ++j) matrix[(n * ld + j) * L + l] = d[j];
-    matrix[(n * ld + n) * L + l] = 0;
-  }
-  Interleaved<D> cholesky{matrix, ld, inverse, w.tolerance, D::zero()};
-  cholesky.factor<true>(static_cast<int>(n));
-  alignas(64) double margin[L];
-  D::store(margin, cholesky.margin);
-  for (int l = 0; l < w.pixels; ++l) {
-    if (loaded) {
-      if (loaded[l]) w.score[l] = -matrix[(n * ld + n) * L + l];
-      continue;
-    }
-    w.score[l] = -matrix[(n * ld + n) * L + l];
-    w.singular[l] = !(margin[l] > 0);
-  }
-}
-
 }  // namespace
 
 template <>
@@ -458,16 +421,4 @@ template <>
 void RxKernel<current_isa>::window_statistics(const WindowStatistics& w) {
   centre_and_gram(w);
 }
-template <>
-std::size_t RxKernel<current_isa>::scratch_bytes(const WindowScores& w) {
-  return window_scores_bytes(w);
-}
-template <>
-void RxKernel<current_isa>::window_scores(const WindowScores& w) {
-  factor_windows(w, nullptr);
-  bool any = false;
-  for (int l = 0; l < w.pixels; ++l) any |= w.singular[l] != 0;
-  if (any && w.loading > 0) factor_windows(w, w.singular);
-}
-
 }  // namespace mahal

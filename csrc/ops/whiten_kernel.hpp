@@ -1,8 +1,11 @@
 // Forward substitution for many pixels at once, in float64. Plain data only.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+
 #include "core/isa.hpp"
-#include "core/pixels.hpp"
+#include "core/pixel_list.hpp"
 
 namespace mahal {
 
@@ -12,7 +15,8 @@ struct WhitenBlock {
   PixelList<In> pixels;
   std::int64_t begin, end;
   const double* mean;              // padded
-  const double* factor;            // lower triangular, bands x bands, row-major
+  const double* factor;            // lower triangular, row-major
+  std::ptrdiff_t factor_stride;
   const double* inverse_diagonal;  // bands
   const std::uint8_t* status;      // per pixel, or nullptr; pixels not 0 give zeros
   Out* whitened;                   // pixel i of the list at whitened + i * out_stride, or nullptr
@@ -22,10 +26,10 @@ struct WhitenBlock {
   void* scratch;                   // whiten_scratch_bytes(padded)
 };
 
-inline constexpr int whiten_pixels = 16;
+inline constexpr int whiten_width = 16;
 
 constexpr std::size_t whiten_scratch_bytes(int padded) {
-  return sizeof(double) * 2 * whiten_pixels * static_cast<std::size_t>(padded);
+  return sizeof(double) * 2 * whiten_width * static_cast<std::size_t>(padded);
 }
 
 template <Isa I>

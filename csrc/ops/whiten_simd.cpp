@@ -1,12 +1,14 @@
 #include "ops/whiten_kernel.hpp"
 
+#include "core/pixels.hpp"
+
 namespace mahal {
 namespace {
 
 using S = Simd<double>;
 using V = S::V;
 constexpr int L = S::lanes;
-constexpr int P = whiten_pixels;
+constexpr int P = whiten_width;
 constexpr int W = P / L;  // vectors per band
 // Rows solved together: accumulators W * R and one broadcast within the registers.
 constexpr int rows_per_tile = vector_registers == 32 ? 16 / W : 8 / W;
@@ -70,8 +72,8 @@ void whiten_block(const WhitenBlock<In, Out>& b) {
     }
     for (int w = 0; w < W; ++w) interleave<S, true>(sources + w * L, n, y + w * L, P);
     int i = 0;
-    for (; i + R0 <= n; i += R0) solve_rows<R0>(b.factor, b.inverse_diagonal, n, i, y);
-    for (; i < n; ++i) solve_rows<1>(b.factor, b.inverse_diagonal, n, i, y);
+    for (; i + R0 <= n; i += R0) solve_rows<R0>(b.factor, b.inverse_diagonal, b.factor_stride, i, y);
+    for (; i < n; ++i) solve_rows<1>(b.factor, b.inverse_diagonal, b.factor_stride, i, y);
     if (b.score) {
       V total[W];
       MAHAL_UNROLL
