@@ -7,6 +7,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -201,24 +202,48 @@ class Array {
     const dlpack::Exchange* exchange = exchange_of(Py_TYPE(object));
     if (exchange == nullptr) return false;
     dlpack::Tensor tensor{};
-    if (exchange->borrow(object, &tensor) != 0) throw py::error_already_set();
+    if (exchange->borrow(object, &tensor) != 0) refuse_object(object, py::error_already_set());
     set_from(tensor);
+    // torch defers negation and conjugation, and what is borrowed does not tell.
+    static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+    static PyObject* const is_conj = PyUnicode_InternFromString("is_conj");
+    refuse_pending(object, is_neg, "negation", "resolve_neg()");
+    if (view_.dtype == DType::c64 || view_.dtype == DType::c128) {
+      refuse_pending(object, is_conj, "conjugation", "resolve_conj()");
+    }
     return true;
+  }
+
+  static void refuse_pending(PyObject* object, PyObject* query, const char* what,
+                             const char* remedy) {
+    auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, query));
+    if (!answer) {
+      PyErr_Clear();  // a library that defers nothing
+    } else if (answer.is(py::handle(Py_True))) {
+      throw py::value_error(std::string("array: must hold its values, got a tensor with pending ") +
+                            what + ", call " + remedy);
+    }
+  }
+
+  // One line, whatever the library wrote.
+  [[noreturn]] static void refuse_object(PyObject* object, const py::error_already_set& error) {
+    std::string reason = py::str(error.value());
+    reason.resize(std::min(reason.find('\n'), reason.size()));
+    throw py::value_error("array: must have memory that can be viewed, got " +
+                          std::string(Py_TYPE(object)->tp_name) + " (" + reason + ")");
   }
 
   bool load_buffer(PyObject* object) {
     if (!PyObject_CheckBuffer(object)) return false;
     if (PyObject_GetBuffer(object, &buffer_, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
-      // numpy answers with ValueError for dtypes that have no format; say which object it was.
-      PyErr_Clear();
-      if (PyObject_HasAttrString(object, "dtype"))
-        refuse_dtype(py::str(py::handle(object).attr("dtype")));
-      throw py::type_error("array: must offer its memory with strides, got " +
-                           std::string(Py_TYPE(object)->tp_name));
+      const py::error_already_set error;
+      // numpy has dtypes without a buffer format.
+      if (PyObject_HasAttrString(object, "dtype")) refuse_dtype(dtype_text(object, ""));
+      refuse_object(object, error);
     }
     holds_buffer_ = true;
     set_rank(buffer_.ndim);
-    view_.dtype = dtype_of_format(buffer_.format, buffer_.itemsize);
+    view_.dtype = dtype_of_format(object);
     view_.read_only = buffer_.readonly != 0;
     for (int axis = 0; axis < buffer_.ndim; ++axis) {
       view_.shape[axis] = buffer_.shape[axis];
@@ -246,16 +271,18 @@ class Array {
     const int type = py::int_(py::object(device[0]));
     // -1: no hidden wait, since the kernels go to the stream that the caller names.
     if (type == dlpack::cuda || type == dlpack::cuda_managed) arguments["stream"] = -1;
-    py::object capsule;
+    const py::object method = array.attr("__dlpack__");
     try {
-      py::dict versioned(arguments);
-      versioned = py::dict(**arguments, py::arg("max_version") = py::make_tuple(1, 0));
-      capsule = array.attr("__dlpack__")(**versioned);
+      try {
+        take(method(**arguments, py::arg("max_version") = py::make_tuple(1, 0)));
+      } catch (py::error_already_set& error) {
+        if (!error.matches(PyExc_TypeError)) throw;
+        take(method(**arguments));  // a library older than DLPack 1.0
+      }
     } catch (py::error_already_set& error) {
-      if (!error.matches(PyExc_TypeError)) throw;
-      capsule = array.attr("__dlpack__")(**arguments);  // a library older than DLPack 1.0
+      if (!error.matches(PyExc_BufferError)) throw;
+      refuse_object(object, error);
     }
-    take(capsule);
     return true;
   }
 
@@ -368,29 +395,35 @@ class Array {
     refuse_dtype(name);
   }
 
-  static DType dtype_of_format(const char* format, Py_ssize_t size) {
-    if (format == nullptr) return DType::u8;  // as the buffer protocol has it
-    const char* code = format;
-    constexpr char foreign = PY_BIG_ENDIAN ? '<' : '>';
-    if (*code == foreign || (*code == '!' && !PY_BIG_ENDIAN)) {
-      refuse_dtype(std::string("the other byte order (buffer format '") + format + "')");
+  static std::string dtype_text(PyObject* object, const std::string& otherwise) {
+    if (!PyObject_HasAttrString(object, "dtype")) return otherwise;
+    return py::str(py::handle(object).attr("dtype"));
+  }
+
+  DType dtype_of_format(PyObject* object) const {
+    if (buffer_.format == nullptr) return DType::u8;  // as the buffer protocol has it
+    const char* code = buffer_.format;
+    bool native = true;
+    if (*code != '\0' && std::strchr("@=<>!", *code) != nullptr) {
+      constexpr bool big_endian = PY_BIG_ENDIAN;
+      native = big_endian ? *code != '<' : *code != '>' && *code != '!';
+      ++code;
     }
-    if (std::strchr("@=<>!", *code) != nullptr && *code != '\0') ++code;
-    const auto one_of = [&](const char* codes, Py_ssize_t bytes) {
-      return code[0] != '\0' && code[1] == '\0' && std::strchr(codes, code[0]) != nullptr &&
-             size == bytes;
+    const auto is = [&](const char* codes, Py_ssize_t bytes) {
+      return native && code[0] != '\0' && code[1] == '\0' &&
+             std::strchr(codes, code[0]) != nullptr && buffer_.itemsize == bytes;
     };
-    if (one_of("f", 4)) return DType::f32;
-    if (one_of("d", 8)) return DType::f64;
-    if (one_of("?", 1)) return DType::boolean;
-    if (one_of("B", 1)) return DType::u8;
-    if (one_of("h", 2)) return DType::i16;
-    if (one_of("H", 2)) return DType::u16;
-    if (one_of("il", 4)) return DType::i32;
-    if (one_of("lq", 8)) return DType::i64;
-    if (std::strcmp(code, "Zf") == 0) return DType::c64;
-    if (std::strcmp(code, "Zd") == 0) return DType::c128;
-    refuse_dtype(std::string("buffer format '") + format + "'");
+    if (is("f", 4)) return DType::f32;
+    if (is("d", 8)) return DType::f64;
+    if (is("?", 1)) return DType::boolean;
+    if (is("B", 1)) return DType::u8;
+    if (is("h", 2)) return DType::i16;
+    if (is("H", 2)) return DType::u16;
+    if (is("il", 4)) return DType::i32;
+    if (is("lq", 8)) return DType::i64;
+    if (native && std::strcmp(code, "Zf") == 0) return DType::c64;
+    if (native && std::strcmp(code, "Zd") == 0) return DType::c128;
+    refuse_dtype(dtype_text(object, std::string("buffer format '") + buffer_.format + "'"));
   }
 
   TensorView view_;
