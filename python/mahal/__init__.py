@@ -1,0 +1,29 @@
+"""Fast, exact anomaly detection for hyperspectral and other remote-sensing images."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mahal import _core
+from mahal._info import info
+
+if TYPE_CHECKING:
+    from mahal import metrics, pictures, scenes, significance, testing
+
+__version__: str = _core.build_info()["version"]
+
+# Imported on first use, so that `import mahal` stays quick.
+_LAZY = ("metrics", "pictures", "scenes", "significance", "testing")
+
+__all__ = ["__version__", "info", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"mahal.{name}")
+    raise AttributeError(f"module 'mahal' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
