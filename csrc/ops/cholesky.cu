@@ -82,9 +82,12 @@ __device__ __forceinline__ bool factor_panel(T (&row)[Rows][Panel], int slot, in
   return positive;
 }
 
+// The second launch bound is the number of blocks that shared memory lets onto a multiprocessor;
+// without it ptxas spills registers for an occupancy out of reach.
+
 // One matrix per group of Lanes lanes, Rows rows of it per lane: n <= Lanes * Rows.
 template <class T, int Lanes, int Rows>
-__global__ void __launch_bounds__(block_threads) small_cholesky(CholeskyLaunch<T> p) {
+__global__ void __launch_bounds__(block_threads, 4) small_cholesky(CholeskyLaunch<T> p) {
   const T nan = simt::nan<T>;
   const int n = p.n;
   const int pitch = n | 1;  // odd: the rows of a warp start in different banks
@@ -174,7 +177,7 @@ __global__ void __launch_bounds__(block_threads) small_cholesky(CholeskyLaunch<T
 
 // One matrix per block, one row per thread. Finished columns are read back from the factor.
 template <class T>
-__global__ void __launch_bounds__(block_threads) large_cholesky(CholeskyLaunch<T> p) {
+__global__ void __launch_bounds__(block_threads, 2) large_cholesky(CholeskyLaunch<T> p) {
   const T nan = simt::nan<T>;
   constexpr int width = large_panel;
   constexpr int pitch = width + 1;

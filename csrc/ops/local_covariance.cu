@@ -30,7 +30,7 @@ struct StateParameters {
 };
 
 template <class T>
-__global__ void __launch_bounds__(block_threads) pixel_states(StateParameters<T> p) {
+__global__ void __launch_bounds__(block_threads, 4) pixel_states(StateParameters<T> p) {
   const LocalCovarianceLaunch<T>& a = p.a;
   const std::int64_t worker = std::int64_t{blockIdx.x} * block_threads + threadIdx.x;
   const std::int64_t pixel = worker / p.lanes;
@@ -196,6 +196,7 @@ struct alignas(sizeof(T) * Tile) Bands {
   T value[Tile];
 };
 
+// The second launch bound keeps ptxas from spilling registers for more blocks at a time.
 template <class T, int Tile, bool Masked>
 __global__ void __launch_bounds__(block_threads, 1) window_statistics(WindowParameters<T> p) {
   const LocalCovarianceLaunch<T>& a = p.a;
