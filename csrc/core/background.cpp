@@ -1,7 +1,9 @@
 #include "core/background.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <string>
 
 #include "core/dispatch.hpp"
 #include "core/threads.hpp"
@@ -129,27 +131,37 @@ Factor plan_factor(Scratch& scratch, int bands) {
   return factor;
 }
 
-void load_covariance(const Factor& factor, const TensorView& covariance) {
+bool factor_covariance(const Factor& factor, int bands) {
+  return dispatch_isa([&]<Isa I>() {
+    return CholeskyKernel<I>::factor_one(factor.lower, bands, factor.padded, smallest_pivot,
+                                         factor.inverse_diagonal);
+  });
+}
+
+void load_covariance(const char* op, const Factor& factor, const TensorView& covariance) {
   const std::int64_t bands = covariance.shape[0];
   dispatch_float(covariance.dtype, [&]<class T>() {
     const T* data = static_cast<const T*>(covariance.data);
+    const auto at = [&](std::int64_t i, std::int64_t j) {
+      return static_cast<double>(data[i * covariance.strides[0] + j * covariance.strides[1]]);
+    };
+    const double rounding = 64.0 * static_cast<double>(std::numeric_limits<T>::epsilon());
     for (std::int64_t i = 0; i < bands; ++i) {
       for (std::int64_t j = 0; j <= i; ++j) {
-        factor.lower[i * factor.padded + j] = static_cast<double>(
-            data[i * covariance.strides[0] + j * covariance.strides[1]]);
+        factor.lower[i * factor.padded + j] = at(i, j);
+        if (std::abs(at(i, j) - at(j, i)) > rounding * std::sqrt(std::abs(at(i, i) * at(j, j)))) {
+          throw_value_error(op, "covariance", "must be symmetric",
+                            "entries (" + std::to_string(i) + ", " + std::to_string(j) + ") and (" +
+                                std::to_string(j) + ", " + std::to_string(i) + ") that differ");
+        }
       }
     }
   });
+  if (!factor_covariance(factor, static_cast<int>(bands))) {
+    throw_value_error(op, "covariance", "must be positive definite to working precision",
+                      "a singular or non-finite matrix");
+  }
 }
-
-bool factor_covariance(const Factor& factor, int bands) {
-  return dispatch_isa([&]<Isa I>() {
-    return CholeskyKernel<I>::factor_one(factor.lower, bands, factor.padded,
-                                         pivot_tolerance(bands), factor.inverse_diagonal);
-  });
-}
-
-double pivot_tolerance(int bands) { return bands * std::numeric_limits<double>::epsilon(); }
 
 void load_fixed_background(const char* op, const FixedBackground& background,
                            const TensorView& mean, const TensorView& covariance) {
@@ -160,11 +172,7 @@ void load_fixed_background(const char* op, const FixedBackground& background,
       background.mean[j] = static_cast<double>(static_cast<const T*>(mean.data)[j * mean.strides[0]]);
     }
   });
-  load_covariance(background.factor, covariance);
-  if (!factor_covariance(background.factor, bands)) {
-    throw_value_error(op, "covariance", "must be positive definite to working precision",
-                      "a singular or non-finite matrix");
-  }
+  load_covariance(op, background.factor, covariance);
 }
 
 }  // namespace mahal

@@ -65,13 +65,13 @@ struct Factor {
 };
 
 Factor plan_factor(Scratch& scratch, int bands);
-// Reads a bands x bands float32 or float64 matrix (lower triangle).
-void load_covariance(const Factor& factor, const TensorView& covariance);
-// In place; false when the matrix is not positive definite to working precision.
+// In place; false when a pivot is not above `smallest_pivot` of its diagonal entry.
 bool factor_covariance(const Factor& factor, int bands);
+// Reads a bands x bands float32 or float64 matrix and factors it. Throws ValueError in the name of
+// `op` when it is not symmetric or not positive definite.
+void load_covariance(const char* op, const Factor& factor, const TensorView& covariance);
 
-// A pivot counts as positive above this share of its diagonal entry: rounding alone reaches
-// bands * epsilon.
-double pivot_tolerance(int bands);
+// In the units of the image, where covariances of real scenes go down to 1e-9.
+inline constexpr double smallest_pivot = 1e-13;
 
 }  // namespace mahal

@@ -29,12 +29,12 @@ inline void check_mean_and_covariance(const char* op, const TensorView& x, const
                                       const TensorView& covariance) {
   const std::int64_t bands = x.shape[x.rank - 1];
   if (is_given(mean)) {
-    check_dtype(op, "mean", mean, {DType::f32, DType::f64});
+    check_same_dtype(op, "mean", mean, "x", x);
     check_shape(op, "mean", mean, {bands});
     check_same_device(op, "mean", mean, "x", x);
   }
   check_given(op, "covariance", covariance);
-  check_dtype(op, "covariance", covariance, {DType::f32, DType::f64});
+  check_same_dtype(op, "covariance", covariance, "x", x);
   check_shape(op, "covariance", covariance, {bands, bands});
   check_same_device(op, "covariance", covariance, "x", x);
 }

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(block_threads, 4) pixel_states(StateParameters
 template <class T>
 struct WindowParameters {
   LocalCovarianceLaunch<T> a;
-  LaunchWindow window;
+  Window window;
   int scale;
   int tile_rows, tile_cols, col_tiles;
   int band_block;
@@ -78,9 +78,9 @@ struct Chunk {
 };
 
 // Both windows of a ring slide inside the image; only `reflect` lets them reach beyond it.
-__device__ __forceinline__ int window_start(int centre, int size, int width, LaunchBorder border) {
+__device__ __forceinline__ int window_start(int centre, int size, int width, Border border) {
   const int start = centre - width / 2;
-  if (border == LaunchBorder::reflect) return start;
+  if (border == Border::reflect) return start;
   return start < 0 ? 0 : start > size - width ? size - width : start;
 }
 
@@ -143,7 +143,7 @@ __device__ void load_chunk(const WindowParameters<T>& p, const BandPair<Tile>& b
   const int chunk_cols = chunk.col_hi - chunk.col_lo;
   const int cells = (chunk.row_hi - chunk.row_lo) * chunk_cols;
   const int slots = bands.slots();
-  const bool reflect = a.border == LaunchBorder::reflect;
+  const bool reflect = a.border == Border::reflect;
   // Neighbouring threads read neighbouring memory, whichever axis that is.
   const bool band_fastest = a.band_stride == 1;
   for (int e = static_cast<int>(threadIdx.x); e < cells * slots; e += block_threads) {
@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(block_threads, 1) window_statistics(WindowPara
       const int y = first_row + pixel / tile_cols, x = first_col + pixel % tile_cols;
       const int half = outer / 2;
       const bool whole = y >= half && y + half < rows && x >= half && x + half < cols;
-      counts[pixel] = a.border == LaunchBorder::valid && !whole ? -1 : 0;
+      counts[pixel] = a.border == Border::valid && !whole ? -1 : 0;
     } else {
       means[pixel * p.band_pitch + slot] = T(0);
       references[pixel * p.band_pitch + slot] = nan;

@@ -5,15 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "mahal/windows.hpp"
+
 namespace mahal {
-
-enum class LaunchBorder : std::uint8_t { shift, reflect, valid };
-
-// The ring between two squares of odd size; inner = 0 leaves no hole.
-struct LaunchWindow {
-  int outer = 0;
-  int inner = 0;
-};
 
 // Strides are in elements and may have any sign. The outputs are contiguous:
 //   mean        rows x cols x window_count x bands
@@ -31,9 +25,9 @@ struct LocalCovarianceLaunch {
   const std::uint8_t* mask = nullptr;  // nonzero: use the pixel; nullptr: use all
   std::int64_t mask_row_stride = 0, mask_col_stride = 0;
 
-  const LaunchWindow* windows = nullptr;  // in host memory, read before the call returns
+  const Window* windows = nullptr;  // in host memory, read before the call returns
   int window_count = 0;
-  LaunchBorder border = LaunchBorder::shift;
+  Border border = Border::shift;
   int ddof = 1;
 
   T* mean = nullptr;

@@ -24,6 +24,11 @@ constexpr const char* op = "rx";
 // can serve as the unit of the data. Far below what `rx_loading` then adds to single windows.
 constexpr double unit_loading = 1e-10;
 
+// Smallest pivot of a regular window, relative to its diagonal entry on the whitened image.
+// Rounding leaves the pivots of rank-deficient windows within 1e-10 of zero; those of regular
+// windows of real scenes start near 1e-2.
+constexpr double window_pivot = 1e-10;
+
 // Rows between two fresh starts of the sliding sums: keeps their rounding errors from adding up.
 constexpr int rows_per_strip = 64;
 
@@ -191,7 +196,9 @@ void check_inputs(const RxParams& params, const TensorView& image, const TensorV
                         shape_text(background));
     }
   }
-  if (is_given(covariance)) check_mean_and_covariance(op, image, TensorView{}, covariance);
+  if (is_given(covariance)) {
+    check_mean_and_covariance(op, image, TensorView{}, covariance);
+  }
   const std::int64_t bands = image.shape[image.rank - 1];
   if (local && !is_given(covariance) && window_samples(params.window) < bands + 1) {
     throw_value_error(op, "window",
@@ -308,7 +315,7 @@ std::uint8_t own_window_score(const RxParams& params, const Plan& p, const Shape
   const auto factor = [&](double loading) {
     std::copy_n(w.covariance, static_cast<std::int64_t>(s.padded) * s.padded, w.trial);
     for (int j = 0; j < s.bands; ++j) w.trial[j * (s.padded + 1LL)] += loading;
-    return CholeskyKernel<I>::factor_one(w.trial, s.bands, s.padded, pivot_tolerance(s.bands),
+    return CholeskyKernel<I>::factor_one(w.trial, s.bands, s.padded, window_pivot,
                                          w.inverse_diagonal);
   };
   std::uint8_t status = status_ok;
@@ -365,7 +372,7 @@ std::uint8_t window_status(const RxParams& params, const Plan& p, const Shape& s
   if (p.moments.status[pixel] != status_ok) return p.moments.status[pixel];
   if (row < p.tables.rows_begin || row >= p.tables.rows_end || col < p.tables.cols_begin ||
       col >= p.tables.cols_end) {
-    return status_masked;
+    return status_few_samples;
   }
   if (!count) return status_ok;
   if (count_window(p.nonfinite, p.tables, params.window, row, col) > 0) return status_nonfinite;
@@ -574,18 +581,15 @@ void rx(const RxParams& params, const TensorView& image, const TensorView& backg
     enough = compute_moments(p.background_moments, background, TensorView{}, 1, threads);
     source = &p.background_moments;
   }
-  if (!fixed && (!enough || source->count < s.bands + 1)) {
+  const std::int64_t needed = fixed ? 1 : s.bands + 1;
+  if (source->count < needed || !(fixed || enough)) {
     throw_value_error(op, external ? "background" : "image",
-                      "needs more usable pixels than bands (" + std::to_string(s.bands) + ")",
-                      std::to_string(source->count) + " usable pixels");
+                      "needs " + std::to_string(needed) + " usable pixels or more",
+                      std::to_string(source->count));
   }
   bool singular = false;
   if (fixed) {
-    load_covariance(p.factor, covariance);
-    if (!factor_covariance(p.factor, s.bands)) {
-      throw_value_error(op, "covariance", "must be positive definite to working precision",
-                        "a singular or non-finite matrix");
-    }
+    load_covariance(op, p.factor, covariance);
   } else {
     std::copy_n(source->covariance, static_cast<std::int64_t>(s.padded) * s.padded,
                 p.factor.lower);

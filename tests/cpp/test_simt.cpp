@@ -367,8 +367,8 @@ void test_emulator() {
 // ------------------------------------------------------------------------------ local covariance
 namespace {
 
-using mahal::LaunchBorder;
-using mahal::LaunchWindow;
+using mahal::Border;
+using mahal::Window;
 using Long = long double;
 
 enum class Layout { bip, bsq, bil, reversed, sliced };
@@ -389,9 +389,9 @@ const char* name(Layout layout) {
   return "";
 }
 
-const char* name(LaunchBorder border) {
-  return border == LaunchBorder::shift     ? "shift"
-         : border == LaunchBorder::reflect ? "reflect"
+const char* name(Border border) {
+  return border == Border::shift     ? "shift"
+         : border == Border::reflect ? "reflect"
                                            : "valid";
 }
 
@@ -433,8 +433,8 @@ struct Image {
 
 struct Case {
   int rows, cols, bands;
-  std::vector<LaunchWindow> windows;
-  LaunchBorder border = LaunchBorder::shift;
+  std::vector<Window> windows;
+  Border border = Border::shift;
   Layout layout = Layout::bip;
   int ddof = 1;
   double offset = 0;
@@ -442,9 +442,9 @@ struct Case {
   bool bad_pixel = false;
 };
 
-int start(int centre, int size, int width, LaunchBorder border) {
+int start(int centre, int size, int width, Border border) {
   const int lo = centre - width / 2;
-  return border == LaunchBorder::reflect ? lo : std::min(std::max(lo, 0), size - width);
+  return border == Border::reflect ? lo : std::min(std::max(lo, 0), size - width);
 }
 
 // By walking back and forth, unlike the kernel.
@@ -496,7 +496,7 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 // One window by plain loops in long double against the kernel's result. Returns what is wrong.
 template <class T>
 std::string compare_window(const Case& c, Image<T>& image, const std::vector<std::uint8_t>& mask,
-                           const LaunchWindow& window, int y, int x, const T* mean,
+                           const Window& window, int y, int x, const T* mean,
                            const T* covariance) {
   const int oy = start(y, c.rows, window.outer, c.border);
   const int ox = start(x, c.cols, window.outer, c.border);
@@ -504,13 +504,13 @@ std::string compare_window(const Case& c, Image<T>& image, const std::vector<std
   const int ix = start(x, c.cols, window.inner, c.border);
   std::vector<std::vector<Long>> samples;
   bool bad =
-      c.border == LaunchBorder::valid && (y < window.outer / 2 || y + window.outer / 2 >= c.rows ||
+      c.border == Border::valid && (y < window.outer / 2 || y + window.outer / 2 >= c.rows ||
                                           x < window.outer / 2 || x + window.outer / 2 >= c.cols);
   for (int r = oy; r < oy + window.outer; ++r) {
     for (int q = ox; q < ox + window.outer; ++q) {
       if (r >= iy && r < iy + window.inner && q >= ix && q < ix + window.inner) continue;
-      const int sy = c.border == LaunchBorder::reflect ? mirror(r, c.rows) : r;
-      const int sx = c.border == LaunchBorder::reflect ? mirror(q, c.cols) : q;
+      const int sy = c.border == Border::reflect ? mirror(r, c.rows) : r;
+      const int sx = c.border == Border::reflect ? mirror(q, c.cols) : q;
       if (c.mask && mask[sx * c.rows + sy] == 0) continue;
       std::vector<Long> sample(c.bands);
       for (int b = 0; b < c.bands; ++b) {
@@ -579,7 +579,7 @@ void test_case(const Case& c) {
                       "x" + std::to_string(c.cols) + "x" + std::to_string(c.bands) + " " +
                       name(c.border) + " " + name(c.layout) + " ddof " + std::to_string(c.ddof) +
                       (c.mask ? " mask" : "") + (c.bad_pixel ? " bad pixel" : "") + " windows";
-  for (const LaunchWindow& w : c.windows) {
+  for (const Window& w : c.windows) {
     label += " (" + std::to_string(w.inner) + "," + std::to_string(w.outer) + ")";
   }
   std::mt19937 rng(static_cast<unsigned>(c.rows * 1000 + c.cols * 10 + c.bands));
@@ -637,10 +637,10 @@ void test_local_covariance() {
   };
   both({.rows = 1, .cols = 1, .bands = 3, .windows = {{1, 0}}, .ddof = 0});
   both({.rows = 1, .cols = 1, .bands = 8, .windows = {{1, 0}}});
-  both({.rows = 1, .cols = 1, .bands = 2, .windows = {{3, 0}}, .border = LaunchBorder::reflect});
+  both({.rows = 1, .cols = 1, .bands = 2, .windows = {{3, 0}}, .border = Border::reflect});
   both({.rows = 1, .cols = 9, .bands = 1, .windows = {{1, 0}}, .ddof = 0});
   both({.rows = 7, .cols = 7, .bands = 3, .windows = {{7, 0}}});
-  both({.rows = 7, .cols = 7, .bands = 8, .windows = {{7, 1}}, .border = LaunchBorder::valid});
+  both({.rows = 7, .cols = 7, .bands = 8, .windows = {{7, 1}}, .border = Border::valid});
   for (const int bands : {1, 3, 8, 17, 40}) {
     for (const Layout layout :
          {Layout::bip, Layout::bsq, Layout::bil, Layout::reversed, Layout::sliced}) {
@@ -650,7 +650,7 @@ void test_local_covariance() {
             .cols = 8,
             .bands = bands,
             .windows = {{7, 3}},
-            .border = LaunchBorder::reflect,
+            .border = Border::reflect,
             .layout = next,
             .offset = 10000});
     }
@@ -666,13 +666,13 @@ void test_local_covariance() {
           .cols = 9,
           .bands = bands,
           .windows = {{3, 1}, {5, 0}, {9, 5}},
-          .border = LaunchBorder::valid,
+          .border = Border::valid,
           .bad_pixel = true});
     both({.rows = 9,
           .cols = 10,
           .bands = bands,
           .windows = {{7, 5}},
-          .border = LaunchBorder::reflect,
+          .border = Border::reflect,
           .offset = 10000,
           .mask = true});
   }
@@ -682,9 +682,9 @@ void test_local_covariance() {
   both({.rows = 41, .cols = 42, .bands = 2, .windows = {{41, 21}}, .mask = true});
   Case wide{.rows = 64, .cols = 3, .bands = 36, .windows = {{3, 1}}};
   both(wide);
-  both({.rows = 3, .cols = 2, .bands = 33, .windows = {{31, 5}}, .border = LaunchBorder::reflect});
+  both({.rows = 3, .cols = 2, .bands = 33, .windows = {{31, 5}}, .border = Border::reflect});
   both(
-      {.rows = 2, .cols = 3, .bands = 40, .windows = {{101, 21}}, .border = LaunchBorder::reflect});
+      {.rows = 2, .cols = 3, .bands = 40, .windows = {{101, 21}}, .border = Border::reflect});
 }
 
 // ------------------------------------------------------------------------------------- Cholesky

@@ -12,7 +12,8 @@ namespace mahal {
 
 // What happens to a pixel whose window covariance S is not positive definite.
 //   load: S + loading * G is used, G being the covariance of all usable pixels of the image, so
-//         that the score keeps its invariance under affine maps of the data;
+//         that the score keeps its invariance under affine maps of the data. A singular G gets
+//         1e-10 trace(G) / bands on its diagonal first, and stands in for a global S;
 //   nan:  the score is NaN.
 enum class Singular : std::uint8_t { load, nan };
 
@@ -41,8 +42,8 @@ MAHAL_API std::size_t rx_workspace(const RxParams& params, const TensorView& ima
 // window only. covariance: (bands, bands), used in place of the estimate; the mean stays that of
 // the background or of the window. mask: boolean, the shape of the pixels; false leaves a pixel
 // out. score: the shape of the pixels, dtype of the image; status: uint8, likewise: 0 scored,
-// 1 too few samples, 2 singular covariance (see Singular), 3 a value that is not finite in the
-// pixel or its window, 4 masked or, with Border::valid, at the edge. Scores of 1, 3, 4 are NaN.
+// 1 too few samples or, with Border::valid, no window, 2 singular covariance (see Singular), 3 a
+// value that is not finite in the pixel or its window, 4 masked. Scores of 1, 3 and 4 are NaN.
 MAHAL_API void rx(const RxParams& params, const TensorView& image, const TensorView& background,
                   const TensorView& covariance, const TensorView& mask, const TensorView& score,
                   const TensorView& status, const Workspace& workspace, const Execution& execution);
