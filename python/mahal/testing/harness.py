@@ -154,6 +154,36 @@ def random_spd(size: int, condition: float, rng: np.random.Generator) -> NDArray
     return np.asarray((matrix + matrix.T) / 2)
 
 
+def random_scene(
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    *,
+    condition: float = 50.0,
+    offset: float = 100.0,
+    scale: float = 20.0,
+) -> NDArray[np.float64]:
+    """Gaussian pixels with correlated bands.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the scene; the last axis is the bands.
+    rng : numpy.random.Generator
+    condition : float
+        Condition number of the covariance.
+    offset : float
+        Mean of every band.
+    scale : float
+        Standard deviation of the direction that varies most.
+
+    Returns
+    -------
+    float64 array of that shape
+    """
+    mixing = np.linalg.cholesky(random_spd(shape[-1], condition, rng))
+    return np.asarray(offset + scale * rng.standard_normal(shape) @ mixing.T)
+
+
 def tolerance(
     dtype: DTypeLike, *, condition: float = 1.0, terms: int = 1, constant: float = 4.0
 ) -> float:
