@@ -174,7 +174,7 @@ def test_an_op_that_is_wrong_on_one_isa_is_caught(core: SimpleNamespace) -> None
 def test_an_op_that_gives_another_library_is_caught(core: SimpleNamespace) -> None:
     pytest.importorskip("torch")
     spec = centre_spec(lambda x: centre(testing.to_numpy(x)))
-    with pytest.raises(CheckError, match="output 0 is of numpy .*library=torch"):
+    with pytest.raises(CheckError, match=r"output 0 is of numpy .*library=torch"):
         testing.run_op_checks(spec)
 
 

@@ -373,7 +373,7 @@ def test_windows_that_the_mask_leaves_too_few_samples() -> None:
     mask[:, :20] = False
     mask[8, 4] = True
     scores, status = mahal.rx(image, window=(1, 5), mask=mask, return_status=True)
-    want, want_status = reference.rx(image, window=(1, 5), mask=mask)
+    _, want_status = reference.rx(image, window=(1, 5), mask=mask)
     np.testing.assert_array_equal(status, want_status)
     assert status[8, 4] == reference.TOO_FEW_SAMPLES
     assert np.isnan(scores[8, 4])

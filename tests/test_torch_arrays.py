@@ -84,7 +84,8 @@ def test_tensors_that_require_grad_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"^\w+: \w+: .*detach\(\).*$"):
         function(*tensors)
     expected = outputs(function(*arrays))
-    for tensor, array in zip(outputs(function(*(t.detach() for t in tensors))), expected):
+    found = outputs(function(*(t.detach() for t in tensors)))
+    for tensor, array in zip(found, expected, strict=True):
         np.testing.assert_array_equal(tensor.numpy(), array)
 
 
