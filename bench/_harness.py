@@ -24,9 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 import mahal
+import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

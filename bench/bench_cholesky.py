@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import ctypes
 
+import mahal
 import numpy as np
 import peaks
 from _harness import Candidate, Row, add_ratios, compare, finish, isa, optional, parser
-
-import mahal
 
 SIZES = (32, 64, 100, 128, 162, 200)
 BATCH_BYTES = 64 << 20

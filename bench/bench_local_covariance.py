@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import mahal
 import numpy as np
 import peaks
 from _harness import Candidate, Row, add_ratios, compare, finish, optional, parser
-
-import mahal
 
 WINDOWS = (5, 7, 11, 15, 21, 31)
 

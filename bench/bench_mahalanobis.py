@@ -1,14 +1,13 @@
 """Squared Mahalanobis distance of all pixels of a scene with one covariance.
 
-    python bench/bench_mahalanobis.py
+python bench/bench_mahalanobis.py
 """
 
 from __future__ import annotations
 
+import mahal
 import numpy as np
 from bench_whiten import run
-
-import mahal
 
 if __name__ == "__main__":
     run(

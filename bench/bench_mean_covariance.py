@@ -7,11 +7,10 @@ The ceiling is arithmetic: bands^2 operations per pixel for the triangle that is
 
 from __future__ import annotations
 
+import mahal
 import numpy as np
 import peaks
 from _harness import Candidate, Row, add_ratios, compare, finish, isa, optional, parser
-
-import mahal
 
 SHAPES = ((512, 512, 8), (200, 200, 64), (100, 100, 162))
 

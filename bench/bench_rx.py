@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import mahal
 import numpy as np
 import peaks
 from _harness import (
@@ -27,8 +28,6 @@ from _harness import (
     parser,
     spectral_from,
 )
-
-import mahal
 from mahal.testing import reference
 
 INNER, OUTER = 5, 21

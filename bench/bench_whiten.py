@@ -1,6 +1,6 @@
 """Whitening of all pixels of a scene with one covariance.
 
-    python bench/bench_whiten.py
+python bench/bench_whiten.py
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import mahal
 import numpy as np
 import peaks
 from _harness import Candidate, Row, add_ratios, compare, finish, isa, optional, parser
-
-import mahal
 from mahal.testing import random_spd
 
 SHAPES = ((512, 512, 8), (200, 200, 64), (100, 100, 162))

@@ -33,7 +33,7 @@ def cell(name: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     if name in ("ratio", "speed-up"):
-        return f"{value:.2f}×" if value < 10 else f"{value:.0f}×"
+        return f"{value:.2f}x" if value < 10 else f"{value:.0f}x"
     if name.startswith("share"):
         return f"{100 * value:.0f} %"
     return f"{value:.3g}"

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import mahal
 import numpy as np
 import pytest
-
-import mahal
 from mahal.testing import backends, random_scene
 
 IMAGE = random_scene((12, 14, 4), np.random.default_rng(0))

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from mahal import testing
 from mahal.testing import Case, CheckError, OpSpec, harness
 
@@ -93,10 +92,14 @@ def test_a_right_op_passes_on_every_axis(core: SimpleNamespace) -> None:
 
 
 def test_switches_are_undone_after_an_error(core: SimpleNamespace) -> None:
-    with pytest.raises(KeyError), testing.isa("base"), testing.threads(7), testing.backend("emu"):
-        assert (core.state.isa, core.state.threads) == ("base", 7)
-        assert core.state.backend == "emulator"
-        raise KeyError
+    def interrupted() -> None:
+        with testing.isa("base"), testing.threads(7), testing.backend("emu"):
+            assert (core.state.isa, core.state.threads) == ("base", 7)
+            assert core.state.backend == "emulator"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
     assert (core.state.isa, core.state.threads, core.state.backend) == ("avx2", 2, "automatic")
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from mahal.testing import random_scene, random_spd, reference
 
 EPS = float(np.finfo(np.float64).eps)

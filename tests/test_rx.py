@@ -6,12 +6,11 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import mahal
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import mahal
 from mahal.testing import (
     Case,
     OpSpec,

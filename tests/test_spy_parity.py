@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import mahal
 import numpy as np
 import pytest
-
-import mahal
 from mahal.testing import random_scene, random_spd, reference
 
 spectral = pytest.importorskip("spectral")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import mahal
 import numpy as np
 import pytest
-
-import mahal
 from mahal.testing import random_scene, reference, tolerance
 
 torch = pytest.importorskip("torch")

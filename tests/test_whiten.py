@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import mahal
 import numpy as np
 import pytest
-
-import mahal
 from mahal.testing import (
     Case,
     OpSpec,

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
-    "OK",
-    "TOO_FEW_SAMPLES",
-    "SINGULAR",
-    "NON_FINITE",
-    "MASKED",
-    "SINGULAR_PIVOT",
-    "SINGULAR_GLOBAL_PIVOT",
-    "LOADING",
     "DEGENERATE_LOADING",
+    "LOADING",
+    "MASKED",
+    "NON_FINITE",
+    "OK",
+    "SINGULAR",
+    "SINGULAR_GLOBAL_PIVOT",
+    "SINGULAR_PIVOT",
+    "TOO_FEW_SAMPLES",
     "Factor",
     "cholesky",
     "local_covariance",
