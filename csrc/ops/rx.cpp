@@ -158,13 +158,12 @@ Plan make_plan(Scratch& scratch, const RxParams& params, const TensorView& image
   }
   // Whatever belongs to one phase alone shares its memory with the others.
   p.moments = plan_moments(scratch, s.pixels, s.bands, threads);
-  const std::size_t after_moments = scratch.mark();
   if (is_given(background)) {
     p.background_moments = plan_moments(scratch, pixel_count(background), s.bands, threads);
-    scratch.rewind(after_moments);
   }
+  const std::size_t statistics_done = scratch.mark();
   p.whiten_room = plan_whitening(scratch, s.bands, threads);
-  scratch.rewind(after_moments);
+  scratch.rewind(statistics_done);
   if (local) {
     p.worker_bytes = dispatch_float(
         image.dtype, [&]<class T>() { return worker_bytes<T>(s, params.window, fixed); });
