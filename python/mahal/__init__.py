@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mahal import _core
 from mahal._info import info
-
-if TYPE_CHECKING:
-    from mahal import metrics, pictures, scenes, significance, testing
 
 __version__: str = _core.build_info()["version"]
 
