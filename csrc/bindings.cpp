@@ -4,13 +4,20 @@
 
 #include <exception>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "array_caster.hpp"
 #include "core/checks.hpp"
 #include "core/threads.hpp"
+#include "mahal/cholesky.hpp"
 #include "mahal/context.hpp"
 #include "mahal/error.hpp"
+#include "mahal/local_covariance.hpp"
+#include "mahal/mahalanobis.hpp"
+#include "mahal/mean_covariance.hpp"
+#include "mahal/rx.hpp"
+#include "mahal/whiten.hpp"
 
 namespace {
 
@@ -18,7 +25,8 @@ namespace py = pybind11;
 using mahal::python::Array;
 
 // Around every op: other Python threads run meanwhile.
-using Unlocked = py::call_guard<py::gil_scoped_release>;
+using Unlock = py::gil_scoped_release;
+using Unlocked = py::call_guard<Unlock>;
 
 void translate(std::exception_ptr thrown) {
   try {
@@ -103,6 +111,137 @@ std::vector<std::int64_t> count_tasks(int threads, std::int64_t tasks) {
   return counts;
 }
 
+mahal::Workspace workspace_of(const Array& array) {
+  const mahal::TensorView& view = array.view();
+  return {view.data, static_cast<std::size_t>(mahal::element_count(view)) *
+                         mahal::item_size(view.dtype)};
+}
+
+mahal::Execution execution_of(int threads, std::uintptr_t stream) {
+  mahal::Execution execution;
+  execution.threads = threads;
+  execution.stream = stream;
+  return execution;
+}
+
+mahal::Border border_from_name(const char* op, const std::string& name) {
+  if (name == "shift") return mahal::Border::shift;
+  if (name == "reflect") return mahal::Border::reflect;
+  if (name == "valid") return mahal::Border::valid;
+  mahal::throw_value_error(op, "border", "must be 'shift', 'reflect' or 'valid'", "'" + name + "'");
+}
+
+// (inner, outer), as Python writes it.
+using Sides = std::pair<int, int>;
+
+mahal::Window window_of(Sides sides) { return {sides.second, sides.first}; }
+
+std::size_t mean_covariance_workspace(const Array& x, int threads) {
+  return mahal::mean_covariance_workspace({}, x, threads);
+}
+
+void mean_covariance(const Array& x, const Array& mask, const Array& mean, const Array& covariance,
+                     const Array& workspace, double ddof, int threads, std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::mean_covariance({ddof}, x, mask, mean, covariance, workspace_of(workspace),
+                         execution_of(threads, stream));
+}
+
+struct LocalCovariance {
+  std::vector<mahal::Window> windows;
+  mahal::LocalCovarianceParams params;
+
+  LocalCovariance(const std::vector<Sides>& sides, const std::string& border, int ddof) {
+    for (const Sides& pair : sides) windows.push_back(window_of(pair));
+    params.windows = windows.data();
+    params.window_count = static_cast<int>(windows.size());
+    params.border = border_from_name("local_covariance", border);
+    params.ddof = ddof;
+  }
+};
+
+std::size_t local_covariance_workspace(const Array& image, const std::vector<Sides>& windows,
+                                       const std::string& border, int ddof, int threads) {
+  const LocalCovariance call(windows, border, ddof);
+  return mahal::local_covariance_workspace(call.params, image, threads);
+}
+
+void local_covariance(const Array& image, const Array& mask, const Array& mean,
+                      const Array& covariance, const Array& workspace,
+                      const std::vector<Sides>& windows, const std::string& border, int ddof,
+                      int threads, std::uintptr_t stream) {
+  const LocalCovariance call(windows, border, ddof);
+  const Unlock unlock;
+  mahal::local_covariance(call.params, image, mask, mean, covariance, workspace_of(workspace),
+                          execution_of(threads, stream));
+}
+
+std::size_t cholesky_workspace(const Array& a, int threads) {
+  return mahal::cholesky_workspace({}, a, threads);
+}
+
+void cholesky(const Array& a, const Array& factor, const Array& status, const Array& workspace,
+              double loading, int threads, std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::cholesky({loading}, a, factor, status, workspace_of(workspace),
+                  execution_of(threads, stream));
+}
+
+std::size_t whiten_workspace(const Array& x, int threads) {
+  return mahal::whiten_workspace(x, threads);
+}
+
+void whiten(const Array& x, const Array& mean, const Array& covariance, const Array& y,
+            const Array& workspace, int threads, std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::whiten(x, mean, covariance, y, workspace_of(workspace), execution_of(threads, stream));
+}
+
+std::size_t mahalanobis_workspace(const Array& x, int threads) {
+  return mahal::mahalanobis_workspace(x, threads);
+}
+
+void mahalanobis(const Array& x, const Array& mean, const Array& covariance, const Array& score,
+                 const Array& workspace, int threads, std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::mahalanobis(x, mean, covariance, score, workspace_of(workspace),
+                     execution_of(threads, stream));
+}
+
+mahal::RxParams rx_params(Sides window, const std::string& border, bool load) {
+  mahal::RxParams params;
+  params.window = window_of(window);
+  params.border = border_from_name("rx", border);
+  params.singular = load ? mahal::Singular::load : mahal::Singular::nan;
+  return params;
+}
+
+std::size_t rx_workspace(const Array& image, const Array& background, const Array& covariance,
+                         Sides window, const std::string& border, int threads) {
+  return mahal::rx_workspace(rx_params(window, border, true), image, background, covariance,
+                             threads);
+}
+
+// Lets Ctrl-C in, and tells a Python callable how far a call is.
+void report_progress(void* context, std::int64_t done, std::int64_t total) {
+  py::gil_scoped_acquire locked;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  const auto& callable = *static_cast<const py::object*>(context);
+  if (!callable.is_none()) callable(done, total);
+}
+
+void rx(const Array& image, const Array& background, const Array& covariance, const Array& mask,
+        const Array& score, const Array& status, const Array& workspace, Sides window,
+        const std::string& border, bool load, int threads, std::uintptr_t stream,
+        py::object progress, const Array& ticks) {
+  mahal::RxParams params = rx_params(window, border, load);
+  params.progress = {&report_progress, &progress};
+  params.ticks = static_cast<std::uint64_t*>(ticks.view().data);
+  const Unlock unlock;
+  mahal::rx(params, image, background, covariance, mask, score, status, workspace_of(workspace),
+            execution_of(threads, stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -120,6 +259,19 @@ PYBIND11_MODULE(_core, m) {
         [](const std::string& name) { mahal::set_backend(backend_from_name(name)); });
   m.def("default_threads", &mahal::default_threads);
   m.def("set_default_threads", &mahal::set_default_threads, py::arg("threads"));
+
+  m.def("mean_covariance_workspace", &mean_covariance_workspace);
+  m.def("mean_covariance", &mean_covariance);
+  m.def("local_covariance_workspace", &local_covariance_workspace);
+  m.def("local_covariance", &local_covariance);
+  m.def("cholesky_workspace", &cholesky_workspace);
+  m.def("cholesky", &cholesky);
+  m.def("whiten_workspace", &whiten_workspace);
+  m.def("whiten", &whiten);
+  m.def("mahalanobis_workspace", &mahalanobis_workspace);
+  m.def("mahalanobis", &mahalanobis);
+  m.def("rx_workspace", &rx_workspace);
+  m.def("rx", &rx);
 
   // For tests.
   m.def("_describe", &describe, py::arg("array"));
