@@ -119,6 +119,15 @@ def lint(session: nox.Session) -> None:
     session.run("python", "tools/house_rules.py")
 
 
+@nox.session(name="format", default=False)
+def format_(session: nox.Session) -> None:
+    """Bring Python and C++ into the style that `lint` asks for."""
+    session.install(*_group("lint"))
+    session.run("ruff", "check", "--fix", ".")
+    session.run("ruff", "format", ".")
+    session.run("clang-format", "-i", *_sources("*.hpp", "*.cpp", "*.cu"))
+
+
 @nox.session
 def types(session: nox.Session) -> None:
     """Types of the Python layer."""
