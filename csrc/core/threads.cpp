@@ -51,13 +51,14 @@ class TaskScope {
 class Pool {
  public:
   void run(Job& job) {
+    const bool one_helper = job.seats == 1;
     {
       std::lock_guard lock(mutex_);
       add_workers(job.seats);
       job.next = jobs_;
       jobs_ = &job;
     }
-    if (job.seats == 1) {
+    if (one_helper) {
       wake_.notify_one();
     } else {
       wake_.notify_all();

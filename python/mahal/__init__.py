@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mahal import _core
 from mahal._arrays import SingularError, SingularWarning
@@ -14,9 +14,6 @@ from mahal.ops.mahalanobis import mahalanobis
 from mahal.ops.mean_covariance import mean_covariance
 from mahal.ops.rx import rx
 from mahal.ops.whiten import whiten
-
-if TYPE_CHECKING:
-    from mahal import metrics, pictures, scenes, significance, testing
 
 __version__: str = _core.build_info()["version"]
 
