@@ -29,8 +29,9 @@ def simulate(
     Linear mixing model. A pixel has the reflectance ``(1 - f) b + f t`` with the share ``f`` of the
     target spectrum ``t``. The background is ``b = g (1 + v) sum_k a_k e_k``: five smooth endmember
     spectra ``e_k`` (vegetation, soil, water, asphalt, roof), abundances ``a_k`` that are the
-    softmax of spatially smooth Gaussian fields, a relative spectral variability ``v`` of a few per
-    cent that is smooth over wavelength, and an illumination ``g`` that varies slowly in space.
+    softmax of spatially smooth Gaussian fields with a road across them, a relative spectral
+    variability ``v`` of a few per cent that is smooth over wavelength, and an illumination ``g``
+    that varies slowly in space.
     White Gaussian noise follows, strongest at both ends of the spectrum and in the two water vapour
     bands, and stronger in bright pixels. Objects lie on random cells of a coarse grid, cover one to
     four pixels, and fill a share of each of their pixels that is drawn per object.
@@ -116,10 +117,10 @@ def _spectra(w: Floats) -> tuple[Floats, Floats]:
     leaf_water *= (1.0 - 0.12 * _peak(w, 975, 35)) * (1.0 - 0.15 * _peak(w, 1190, 50))
     vegetation = 0.03 + 0.05 * _peak(w, 550, 38) + 0.43 * _step(w, 715, 14) * leaf_water
     vegetation *= 1.0 - 0.45 * _step(w, 1700, 250)
-    soil = 0.07 + 0.32 * (1.0 - np.exp(-(w - 350) / 650)) - 0.05 * _peak(w, 2205, 40)
+    soil = 0.05 + 0.34 * (1.0 - np.exp(-(w - 380) / 650)) - 0.05 * _peak(w, 2205, 40)
     soil *= 1.0 - 0.08 * _peak(w, 1420, 50) - 0.14 * _peak(w, 1930, 60)
-    water = 0.015 + 0.065 * np.exp(-np.abs(w - 520) / 170)
-    asphalt = 0.09 + 0.07 * (w - 400) / 2100 - 0.015 * _peak(w, 2310, 50)
+    water = 0.01 + 0.04 * np.exp(-np.abs(w - 480) / 120)
+    asphalt = 0.045 + 0.10 * (1.0 - np.exp(-(w - 380) / 450)) - 0.015 * _peak(w, 2310, 50)
     roof = 0.12 + 0.26 * _step(w, 590, 28) + 0.05 * _step(w, 1100, 180) - 0.04 * _peak(w, 870, 80)
     target = 0.10 + 0.09 * _peak(w, 535, 45) + 0.27 * _step(w, 770, 28)
     target -= 0.11 * _peak(w, 1210, 35) + 0.16 * _peak(w, 1725, 45) + 0.15 * _step(w, 2230, 30)
@@ -145,7 +146,11 @@ def _abundances(rng: np.random.Generator, rows: int, cols: int, count: int) -> F
     fields = np.stack([_field(rng, rows, cols, 14.0) for _ in range(count)], axis=-1)
     fine = np.stack([_field(rng, rows, cols, 3.0) for _ in range(count)], axis=-1)
     # Vegetation and soil dominate, water and roofs are rarer.
-    logits = 3.2 * fields + 0.6 * fine + np.array([1.2, 0.8, -0.8, 0.0, -1.2])
+    logits = 4.0 * fields + 0.8 * fine + np.array([1.6, 1.0, -1.0, -0.6, -1.4])
+    # An asphalt road about four pixels wide winds through the scene from top to bottom.
+    phase = rng.uniform(0, 2 * np.pi)
+    middle = cols * (0.45 + 0.2 * np.sin(3.0 * np.arange(rows) / rows + phase))
+    logits[..., 3] += 12.0 * np.exp(-(((np.arange(cols) - middle[:, None]) / 2.2) ** 4))
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
