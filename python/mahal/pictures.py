@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mahal.metrics import roc, roc_areas
-from mahal.scenes import Scene
+from mahal.scenes import Scene, extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -223,8 +223,6 @@ def save(figure: Figure, path: str | Path) -> None:
 
 
 def _matplotlib(name: str) -> ModuleType:
-    from mahal.scenes._scene import extra
-
     return extra(f"matplotlib.{name}")
 
 

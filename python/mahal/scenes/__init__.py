@@ -4,14 +4,16 @@
 the scene's own kind of file, `simulate` makes a scene with known truth.
 """
 
-from mahal.scenes._read import read, read_map, read_truth
-from mahal.scenes._scene import Scene, SceneError
+from mahal.scenes._read import KINDS, read, read_map, read_truth
+from mahal.scenes._scene import Scene, SceneError, extra
 from mahal.scenes._simulate import simulate
 from mahal.scenes._write import score_paths, staged, write
 
 __all__ = [
+    "KINDS",
     "Scene",
     "SceneError",
+    "extra",
     "read",
     "read_map",
     "read_truth",

@@ -17,7 +17,7 @@ from mahal.scenes._scene import Bools, Scene, SceneError, extra
 
 Array = npt.NDArray[Any]
 
-KNOWN = "MATLAB .mat, ENVI with a .hdr, GeoTIFF .tif, NumPy .npy"
+KINDS = "MATLAB .mat, ENVI with a .hdr, GeoTIFF .tif, NumPy .npy"
 # Variable names met in public scenes: the image, then the truth that goes with it.
 IMAGE_NAMES = ("data", "hsi", "image", "hsi_img_sub")
 TRUTH_NAMES = ("map", "groundtruth", "hsi_gt", "mask", "gt", "truth")
@@ -190,7 +190,7 @@ def _kind(path: Path) -> str:
         return "npy"
     if suffix == ".hdr" or _envi_header(path) is not None:
         return "envi"
-    raise SceneError(f"{path}: unknown kind of file, must be one of {KNOWN}")
+    raise SceneError(f"{path}: unknown kind of file, must be one of {KINDS}")
 
 
 @contextmanager

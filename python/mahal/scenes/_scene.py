@@ -60,7 +60,22 @@ class Scene:
 
 
 def extra(name: str) -> ModuleType:
-    """Import an optional module, or say which extra brings it."""
+    """Import an optional module.
+
+    Parameters
+    ----------
+    name : str
+        Full module name.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    ImportError
+        It cannot be imported; the message names the extra that brings it.
+    """
     import importlib
 
     try:
