@@ -112,7 +112,7 @@ ASYMMETRIC = np.array([[2.0, 1.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]])
 @pytest.mark.parametrize(
     ("x", "mean", "covariance", "argument"),
     [
-        (np.float64(1.0).reshape(()), MEAN, COVARIANCE, "x"),
+        (np.array(1.0), MEAN, COVARIANCE, "x"),
         (np.ones((5, 0)), MEAN, COVARIANCE, "x"),
         (np.ones((5, 4)), MEAN, COVARIANCE, "(x|mean)"),
         (X, np.zeros(4), COVARIANCE, "mean"),

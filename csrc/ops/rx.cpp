@@ -371,7 +371,7 @@ std::uint8_t window_status(const RxParams& params, const Plan& p, const Shape& s
   if (p.moments.status[pixel] != status_ok) return p.moments.status[pixel];
   if (row < p.tables.rows_begin || row >= p.tables.rows_end || col < p.tables.cols_begin ||
       col >= p.tables.cols_end) {
-    return status_few_samples;
+    return status_masked;
   }
   if (!count) return status_ok;
   if (count_window(p.nonfinite, p.tables, params.window, row, col) > 0) return status_nonfinite;

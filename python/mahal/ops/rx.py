@@ -56,7 +56,8 @@ def rx(
     background : (rows, cols, bands) or (n, bands) array, optional
         Other pixels that give m and S. Not together with ``window``.
     covariance : (bands, bands) array, optional
-        S itself; only m is estimated, from the image, the background or the window.
+        S itself, in the dtype of the image or float64; only m is estimated, from the image, the
+        background or the window.
     mask : bool array of the shape of the pixels, optional
         True where a pixel is used; others are neither scored nor samples.
     estimator : {"scm"}
@@ -84,8 +85,9 @@ def rx(
     scores : array of the shape of the pixels
         Of the library, device and float dtype of the image. NaN where the status is 1, 3 or 4.
     status : uint8 array, with ``return_status``
-        0 scored; 1 too few samples or no window; 2 singular, see ``singular``; 3 a value that is
-        not finite in the pixel or, with a window, among its samples; 4 masked.
+        0 scored; 1 too few samples; 2 singular, see ``singular``; 3 a value that is not finite in
+        the pixel or, with a window, among its samples; 4 masked or, with ``border="valid"``, at
+        the edge.
 
     Raises
     ------

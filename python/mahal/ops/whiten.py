@@ -16,7 +16,7 @@ def whiten(x: Array, mean: Array, covariance: Array, *, threads: int | None = No
         Integers are promoted to float32.
     mean : (bands,) array
     covariance : (bands, bands) array
-        Symmetric and positive definite; library and float dtype of ``x``.
+        Symmetric and positive definite. Mean and covariance have the dtype of ``x`` or float64.
     threads : int, optional
         CPU threads; the result does not depend on it.
 
