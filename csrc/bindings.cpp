@@ -1,0 +1,284 @@
+// The Python module: one line per entry point. Arguments are checked by the ops.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <exception>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "array_caster.hpp"
+#include "core/checks.hpp"
+#include "core/threads.hpp"
+#include "mahal/cholesky.hpp"
+#include "mahal/context.hpp"
+#include "mahal/error.hpp"
+#include "mahal/local_covariance.hpp"
+#include "mahal/mahalanobis.hpp"
+#include "mahal/mean_covariance.hpp"
+#include "mahal/rx.hpp"
+#include "mahal/whiten.hpp"
+
+namespace {
+
+namespace py = pybind11;
+using mahal::python::Array;
+
+// Around every op: other Python threads run meanwhile.
+using Unlock = py::gil_scoped_release;
+using Unlocked = py::call_guard<Unlock>;
+
+void translate(std::exception_ptr thrown) {
+  try {
+    if (thrown) std::rethrow_exception(thrown);
+  } catch (const mahal::ValueError& error) {
+    py::set_error(PyExc_ValueError, error.what());
+  } catch (const mahal::TypeError& error) {
+    py::set_error(PyExc_TypeError, error.what());
+  } catch (const mahal::DeviceError& error) {
+    py::set_error(PyExc_RuntimeError, error.what());
+  }
+}
+
+std::string quoted(const std::string& name) {
+  std::string text(1, '\'');
+  return text.append(name).append(1, '\'');
+}
+
+mahal::Isa isa_from_name(const std::string& name) {
+  for (mahal::Isa isa : {mahal::Isa::base, mahal::Isa::avx2, mahal::Isa::avx512}) {
+    if (name == mahal::isa_name(isa)) return isa;
+  }
+  mahal::throw_value_error("set_isa", "isa", "must be base, avx2 or avx512", quoted(name));
+}
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (mahal::Isa isa : {mahal::Isa::base, mahal::Isa::avx2, mahal::Isa::avx512}) {
+    if (mahal::isa_supported(isa)) names.emplace_back(mahal::isa_name(isa));
+  }
+  return names;
+}
+
+const char* backend_name(mahal::Backend backend) {
+  return backend == mahal::Backend::emulator ? "emulator" : "automatic";
+}
+
+mahal::Backend backend_from_name(const std::string& name) {
+  for (mahal::Backend backend : {mahal::Backend::automatic, mahal::Backend::emulator}) {
+    if (name == backend_name(backend)) return backend;
+  }
+  mahal::throw_value_error("set_backend", "backend", "must be automatic or emulator",
+                           quoted(name));
+}
+
+py::dict build_facts() {
+  const mahal::BuildInfo info = mahal::build_info();
+  py::dict facts;
+  facts["version"] = info.version;
+  facts["compiler"] = info.compiler;
+  facts["cuda"] = info.cuda;
+  facts["cuda_toolkit"] = info.cuda_toolkit;
+  facts["cuda_architectures"] = info.cuda_architectures;
+  facts["emulator"] = info.emulator;
+  return facts;
+}
+
+py::list device_facts() {
+  py::list facts;
+  for (const mahal::DeviceInfo& device : mahal::devices()) {
+    py::dict one;
+    one["name"] = device.name;
+    one["compute_capability"] = py::make_tuple(device.compute_major, device.compute_minor);
+    one["memory_bytes"] = device.memory_bytes;
+    facts.append(one);
+  }
+  return facts;
+}
+
+py::object describe(const Array& array) {
+  const mahal::TensorView& view = array.view();
+  if (!mahal::is_given(view)) return py::none();
+  py::tuple shape(view.rank), strides(view.rank);
+  for (int axis = 0; axis < view.rank; ++axis) {
+    shape[axis] = view.shape[axis];
+    strides[axis] = view.strides[axis];
+  }
+  return py::make_tuple(shape, strides, mahal::dtype_name(view.dtype),
+                        mahal::device_text(view.device), view.read_only,
+                        mahal::python::path_name(array.path()));
+}
+
+// Tasks done by each worker: for tests of the pool.
+std::vector<std::int64_t> count_tasks(int threads, std::int64_t tasks) {
+  std::vector<std::int64_t> counts(threads, 0);
+  mahal::parallel_for(threads, tasks, [&](std::int64_t, int worker) { ++counts[worker]; });
+  return counts;
+}
+
+mahal::Workspace workspace_of(const Array& array) {
+  const mahal::TensorView& view = array.view();
+  return {view.data, static_cast<std::size_t>(mahal::element_count(view)) *
+                         mahal::item_size(view.dtype)};
+}
+
+mahal::Execution execution_of(int threads, std::uintptr_t stream) {
+  mahal::Execution execution;
+  execution.threads = threads;
+  execution.stream = stream;
+  return execution;
+}
+
+mahal::Border border_from_name(const char* op, const std::string& name) {
+  if (name == "shift") return mahal::Border::shift;
+  if (name == "reflect") return mahal::Border::reflect;
+  if (name == "valid") return mahal::Border::valid;
+  mahal::throw_value_error(op, "border", "must be 'shift', 'reflect' or 'valid'", quoted(name));
+}
+
+// (inner, outer), as Python writes it.
+using Sides = std::pair<int, int>;
+
+mahal::Window window_of(Sides sides) { return {sides.second, sides.first}; }
+
+std::size_t mean_covariance_workspace(const Array& x, int threads) {
+  return mahal::mean_covariance_workspace({}, x, threads);
+}
+
+void mean_covariance(const Array& x, const Array& mask, const Array& mean, const Array& covariance,
+                     const Array& workspace, double ddof, int threads, std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::mean_covariance({ddof}, x, mask, mean, covariance, workspace_of(workspace),
+                         execution_of(threads, stream));
+}
+
+struct LocalCovariance {
+  std::vector<mahal::Window> windows;
+  mahal::LocalCovarianceParams params;
+
+  LocalCovariance(const std::vector<Sides>& sides, const std::string& border, int ddof) {
+    for (const Sides& pair : sides) windows.push_back(window_of(pair));
+    params.windows = windows.data();
+    params.window_count = static_cast<int>(windows.size());
+    params.border = border_from_name("local_covariance", border);
+    params.ddof = ddof;
+  }
+};
+
+std::size_t local_covariance_workspace(const Array& image, const std::vector<Sides>& windows,
+                                       const std::string& border, int ddof, int threads) {
+  const LocalCovariance call(windows, border, ddof);
+  return mahal::local_covariance_workspace(call.params, image, threads);
+}
+
+void local_covariance(const Array& image, const Array& mask, const Array& mean,
+                      const Array& covariance, const Array& workspace,
+                      const std::vector<Sides>& windows, const std::string& border, int ddof,
+                      int threads, std::uintptr_t stream) {
+  const LocalCovariance call(windows, border, ddof);
+  const Unlock unlock;
+  mahal::local_covariance(call.params, image, mask, mean, covariance, workspace_of(workspace),
+                          execution_of(threads, stream));
+}
+
+std::size_t cholesky_workspace(const Array& a, int threads) {
+  return mahal::cholesky_workspace({}, a, threads);
+}
+
+void cholesky(const Array& a, const Array& factor, const Array& status, const Array& workspace,
+              double loading, int threads, std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::cholesky({loading}, a, factor, status, workspace_of(workspace),
+                  execution_of(threads, stream));
+}
+
+std::size_t whiten_workspace(const Array& x, int threads) {
+  return mahal::whiten_workspace(x, threads);
+}
+
+void whiten(const Array& x, const Array& mean, const Array& covariance, const Array& y,
+            const Array& workspace, int threads, std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::whiten(x, mean, covariance, y, workspace_of(workspace), execution_of(threads, stream));
+}
+
+std::size_t mahalanobis_workspace(const Array& x, int threads) {
+  return mahal::mahalanobis_workspace(x, threads);
+}
+
+void mahalanobis(const Array& x, const Array& mean, const Array& covariance, const Array& score,
+                 const Array& workspace, int threads, std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::mahalanobis(x, mean, covariance, score, workspace_of(workspace),
+                     execution_of(threads, stream));
+}
+
+mahal::RxParams rx_params(Sides window, const std::string& border, bool load) {
+  mahal::RxParams params;
+  params.window = window_of(window);
+  params.border = border_from_name("rx", border);
+  params.singular = load ? mahal::Singular::load : mahal::Singular::nan;
+  return params;
+}
+
+std::size_t rx_workspace(const Array& image, const Array& background, const Array& covariance,
+                         Sides window, const std::string& border, int threads) {
+  return mahal::rx_workspace(rx_params(window, border, true), image, background, covariance,
+                             threads);
+}
+
+// Lets Ctrl-C in, and tells a Python callable how far a call is.
+void report_progress(void* context, std::int64_t done, std::int64_t total) {
+  py::gil_scoped_acquire locked;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  const auto& callable = *static_cast<const py::object*>(context);
+  if (!callable.is_none()) callable(done, total);
+}
+
+void rx(const Array& image, const Array& background, const Array& covariance, const Array& mask,
+        const Array& score, const Array& status, const Array& workspace, Sides window,
+        const std::string& border, bool load, int threads, std::uintptr_t stream,
+        py::object progress, const Array& ticks) {
+  mahal::RxParams params = rx_params(window, border, load);
+  params.progress = {&report_progress, &progress};
+  params.ticks = static_cast<std::uint64_t*>(ticks.view().data);
+  const Unlock unlock;
+  mahal::rx(params, image, background, covariance, mask, score, status, workspace_of(workspace),
+            execution_of(threads, stream));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  py::register_local_exception_translator(&translate);
+
+  m.def("build_info", &build_facts);
+  m.def("devices", &device_facts);
+  m.def("device_count", &mahal::device_count);
+  m.def("emulator_built", [] { return mahal::build_info().emulator; });
+  m.def("supported_isas", &supported_isas);
+  m.def("active_isa", [] { return mahal::isa_name(mahal::active_isa()); });
+  m.def("set_isa", [](const std::string& name) { mahal::set_isa(isa_from_name(name)); });
+  m.def("active_backend", [] { return backend_name(mahal::active_backend()); });
+  m.def("set_backend",
+        [](const std::string& name) { mahal::set_backend(backend_from_name(name)); });
+  m.def("default_threads", &mahal::default_threads);
+  m.def("set_default_threads", &mahal::set_default_threads, py::arg("threads"));
+
+  m.def("mean_covariance_workspace", &mean_covariance_workspace);
+  m.def("mean_covariance", &mean_covariance);
+  m.def("local_covariance_workspace", &local_covariance_workspace);
+  m.def("local_covariance", &local_covariance);
+  m.def("cholesky_workspace", &cholesky_workspace);
+  m.def("cholesky", &cholesky);
+  m.def("whiten_workspace", &whiten_workspace);
+  m.def("whiten", &whiten);
+  m.def("mahalanobis_workspace", &mahalanobis_workspace);
+  m.def("mahalanobis", &mahalanobis);
+  m.def("rx_workspace", &rx_workspace);
+  m.def("rx", &rx);
+
+  // For tests.
+  m.def("_describe", &describe, py::arg("array"));
+  m.def("_count_tasks", &count_tasks, py::arg("threads"), py::arg("tasks"), Unlocked());
+}

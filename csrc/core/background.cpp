@@ -1,0 +1,201 @@
+#include "core/background.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "core/dispatch.hpp"
+#include "core/threads.hpp"
+#include "core/whitening.hpp"
+#include "mahal/error.hpp"
+#include "ops/cholesky_kernel.hpp"
+#include "ops/mean_covariance_kernel.hpp"
+
+namespace mahal {
+
+namespace {
+
+// At most so many partial Gram matrices are kept; their number follows from the image alone.
+constexpr std::int64_t max_chunks = 16;
+constexpr std::int64_t min_chunk_pixels = 1024;
+
+}  // namespace
+
+Moments plan_moments(Scratch& scratch, std::int64_t pixels, int bands, int threads) {
+  Moments m{};
+  m.pixels = pixels;
+  m.padded = padded_bands(bands);
+  m.chunk_pixels = std::max(min_chunk_pixels, (pixels + max_chunks - 1) / max_chunks);
+  m.chunks = std::max<std::int64_t>(1, (pixels + m.chunk_pixels - 1) / m.chunk_pixels);
+  const std::int64_t padded = m.padded;
+  m.mean = scratch.take<double>(padded);
+  m.covariance = scratch.take<double>(padded * padded);
+  m.status = scratch.take<std::uint8_t>(pixels);
+  const auto mark = scratch.mark();
+  m.chunk_sums = scratch.take<double>(m.chunks * padded);
+  m.chunk_grams = scratch.take<double>(m.chunks * padded * padded);
+  m.chunk_counts = scratch.take<std::int64_t>(m.chunks);
+  m.worker_scratch =
+      scratch.take<char>(static_cast<std::int64_t>(moment_scratch_bytes(m.padded)) * threads);
+  scratch.rewind(mark);
+  return m;
+}
+
+namespace {
+
+template <class T>
+MomentBlock<T> block_of(const Moments& m, const TensorView& x, const TensorView& mask,
+                        std::int64_t chunk, int worker) {
+  const std::int64_t padded = m.padded;
+  MomentBlock<T> block{};
+  block.pixels = pixel_list<T>(x);
+  block.begin = chunk * m.chunk_pixels;
+  block.end = std::min(m.pixels, block.begin + m.chunk_pixels);
+  if (mask.data) {
+    block.mask = static_cast<const std::uint8_t*>(mask.data);
+    block.mask_cols = mask.shape[mask.rank - 1];
+    block.mask_row_stride = mask.rank == 2 ? mask.strides[0] : 0;
+    block.mask_col_stride = mask.strides[mask.rank - 1];
+  }
+  block.status = m.status;
+  block.mean = m.mean;
+  block.sum = m.chunk_sums + chunk * padded;
+  block.gram = m.chunk_grams + chunk * padded * padded;
+  block.scratch =
+      m.worker_scratch + worker * static_cast<std::int64_t>(moment_scratch_bytes(m.padded));
+  return block;
+}
+
+template <class T>
+void load_first_usable(const MomentBlock<T>& b, std::int64_t pixels, double* spectrum) {
+  const PixelList<T>& list = b.pixels;
+  for (std::int64_t i = 0; i < pixels; ++i) {
+    if (b.mask && !b.mask[i / b.mask_cols * b.mask_row_stride + i % b.mask_cols * b.mask_col_stride]) {
+      continue;
+    }
+    const T* pixel = list.data + i / list.cols * list.row_stride + i % list.cols * list.col_stride;
+    bool finite = true;
+    for (int j = 0; j < list.bands && finite; ++j) finite = std::isfinite(pixel[j * list.band_stride]);
+    if (!finite) continue;
+    for (int j = 0; j < list.bands; ++j) {
+      spectrum[j] = static_cast<double>(pixel[j * list.band_stride]);
+    }
+    return;
+  }
+}
+
+}  // namespace
+
+void compute_mean(Moments& m, const TensorView& x, const TensorView& mask, int threads) {
+  const std::int64_t padded = m.padded;
+  // Relative to a pixel of its own, a constant image has sums that are exactly zero.
+  std::fill_n(m.mean, padded, 0.0);
+  dispatch_float(x.dtype, [&]<class T>() {
+    load_first_usable(block_of<T>(m, x, mask, 0, 0), m.pixels, m.mean);
+  });
+  dispatch_float(x.dtype, [&]<class T>() {
+    dispatch_isa([&]<Isa I>() {
+      parallel_for(threads, m.chunks, [&](std::int64_t chunk, int worker) {
+        MomentBlock<T> block = block_of<T>(m, x, mask, chunk, worker);
+        MeanCovarianceKernel<I>::sum(block);
+        m.chunk_counts[chunk] = block.count;
+      });
+    });
+  });
+  // Chunks are joined in their order, so the result does not depend on the threads.
+  m.count = 0;
+  for (std::int64_t chunk = 0; chunk < m.chunks; ++chunk) m.count += m.chunk_counts[chunk];
+  for (std::int64_t j = 0; j < padded; ++j) {
+    double sum = 0;
+    for (std::int64_t chunk = 0; chunk < m.chunks; ++chunk) sum += m.chunk_sums[chunk * padded + j];
+    if (m.count > 0) m.mean[j] += sum / static_cast<double>(m.count);
+  }
+}
+
+bool compute_moments(Moments& m, const TensorView& x, const TensorView& mask, double ddof,
+                     int threads) {
+  compute_mean(m, x, mask, threads);
+  const double degrees = static_cast<double>(m.count) - ddof;
+  if (!(degrees > 0)) return false;
+  dispatch_float(x.dtype, [&]<class T>() {
+    dispatch_isa([&]<Isa I>() {
+      parallel_for(threads, m.chunks, [&](std::int64_t chunk, int worker) {
+        MeanCovarianceKernel<I>::gram(block_of<T>(m, x, mask, chunk, worker));
+      });
+    });
+  });
+  // What rounding left in the mean is taken out of the products.
+  const std::int64_t padded = m.padded;
+  double* rest = m.chunk_sums;
+  for (std::int64_t j = 0; j < padded; ++j) {
+    for (std::int64_t chunk = 1; chunk < m.chunks; ++chunk) {
+      rest[j] += m.chunk_sums[chunk * padded + j];
+    }
+  }
+  const double samples = static_cast<double>(m.count);
+  for (std::int64_t i = 0; i < padded; ++i) {
+    for (std::int64_t j = 0; j <= i; ++j) {
+      double sum = 0;
+      for (std::int64_t chunk = 0; chunk < m.chunks; ++chunk) {
+        sum += m.chunk_grams[(chunk * padded + i) * padded + j];
+      }
+      m.covariance[i * padded + j] = (sum - rest[i] * rest[j] / samples) / degrees;
+    }
+  }
+  return true;
+}
+
+Factor plan_factor(Scratch& scratch, int bands) {
+  Factor factor;
+  factor.padded = padded_bands(bands);
+  factor.lower = scratch.take<double>(static_cast<std::int64_t>(factor.padded) * factor.padded);
+  factor.inverse_diagonal = scratch.take<double>(factor.padded);
+  return factor;
+}
+
+bool factor_covariance(const Factor& factor, int bands) {
+  return dispatch_isa([&]<Isa I>() {
+    return CholeskyKernel<I>::factor_one(factor.lower, bands, factor.padded, smallest_pivot,
+                                         factor.inverse_diagonal);
+  });
+}
+
+void load_covariance(const char* op, const Factor& factor, const TensorView& covariance) {
+  const std::int64_t bands = covariance.shape[0];
+  dispatch_float(covariance.dtype, [&]<class T>() {
+    const T* data = static_cast<const T*>(covariance.data);
+    const auto at = [&](std::int64_t i, std::int64_t j) {
+      return static_cast<double>(data[i * covariance.strides[0] + j * covariance.strides[1]]);
+    };
+    const double rounding = 64.0 * static_cast<double>(std::numeric_limits<T>::epsilon());
+    for (std::int64_t i = 0; i < bands; ++i) {
+      for (std::int64_t j = 0; j <= i; ++j) {
+        factor.lower[i * factor.padded + j] = at(i, j);
+        if (std::abs(at(i, j) - at(j, i)) > rounding * std::sqrt(std::abs(at(i, i) * at(j, j)))) {
+          throw_value_error(op, "covariance", "must be symmetric",
+                            "entries (" + std::to_string(i) + ", " + std::to_string(j) + ") and (" +
+                                std::to_string(j) + ", " + std::to_string(i) + ") that differ");
+        }
+      }
+    }
+  });
+  if (!factor_covariance(factor, static_cast<int>(bands))) {
+    throw_value_error(op, "covariance", "must be positive definite to working precision",
+                      "a singular or non-finite matrix");
+  }
+}
+
+void load_fixed_background(const char* op, const FixedBackground& background,
+                           const TensorView& mean, const TensorView& covariance) {
+  const int bands = static_cast<int>(covariance.shape[0]);
+  std::fill_n(background.mean, padded_bands(bands), 0.0);
+  dispatch_float(mean.dtype, [&]<class T>() {
+    for (int j = 0; j < bands; ++j) {
+      background.mean[j] = static_cast<double>(static_cast<const T*>(mean.data)[j * mean.strides[0]]);
+    }
+  });
+  load_covariance(op, background.factor, covariance);
+}
+
+}  // namespace mahal

@@ -1,0 +1,77 @@
+// The Gaussian background of a whole image: mean, covariance and factor in float64, and whitening
+// by it. What rx, whiten, mahalanobis and mean_covariance have in common.
+#pragma once
+
+#include <cstdint>
+
+#include "core/pixel_list.hpp"
+#include "core/scratch.hpp"
+#include "mahal/tensor.hpp"
+
+namespace mahal {
+
+// Pixels per task of the work that runs over all pixels; part of the partition, not of the machine.
+inline constexpr std::int64_t pixels_per_task = 512;
+
+constexpr int padded_bands(std::int64_t bands) { return static_cast<int>((bands + 15) / 16 * 16); }
+
+// Last axis: bands. The axes before it, at most two, are pixels.
+template <class T>
+PixelList<T> pixel_list(const TensorView& x) {
+  PixelList<T> list{};
+  list.data = static_cast<const T*>(x.data);
+  list.cols = x.rank >= 2 ? x.shape[x.rank - 2] : 1;
+  list.row_stride = x.rank == 3 ? x.strides[0] : 0;
+  list.col_stride = x.rank >= 2 ? x.strides[x.rank - 2] : 0;
+  list.band_stride = x.strides[x.rank - 1];
+  list.bands = static_cast<int>(x.shape[x.rank - 1]);
+  list.padded = padded_bands(list.bands);
+  return list;
+}
+
+inline std::int64_t pixel_count(const TensorView& x) {
+  std::int64_t count = 1;
+  for (int axis = 0; axis + 1 < x.rank; ++axis) count *= x.shape[axis];
+  return count;
+}
+
+struct Moments {
+  // Results.
+  double* mean;         // padded
+  double* covariance;   // padded x padded, lower triangle
+  std::uint8_t* status;  // per pixel: status_ok, status_nonfinite or status_masked
+  std::int64_t count;   // usable pixels
+  // Partial results of the chunks, and room for the workers.
+  std::int64_t pixels, chunks, chunk_pixels;
+  int padded;
+  double* chunk_sums;
+  double* chunk_grams;
+  std::int64_t* chunk_counts;
+  char* worker_scratch;
+};
+
+Moments plan_moments(Scratch& scratch, std::int64_t pixels, int bands, int threads);
+// Status of every pixel, and count and mean of the usable ones.
+void compute_mean(Moments& moments, const TensorView& x, const TensorView& mask, int threads);
+// The same, and the sum of the centred products divided by count - ddof. False, with a covariance
+// left unset, when count - ddof is not positive.
+bool compute_moments(Moments& moments, const TensorView& x, const TensorView& mask, double ddof,
+                     int threads);
+
+struct Factor {
+  double* lower;  // padded leading dimension
+  double* inverse_diagonal;
+  int padded;
+};
+
+Factor plan_factor(Scratch& scratch, int bands);
+// In place; false when a pivot is not above `smallest_pivot` of its diagonal entry.
+bool factor_covariance(const Factor& factor, int bands);
+// Reads a bands x bands float32 or float64 matrix and factors it. Throws ValueError in the name of
+// `op` when it is not symmetric or not positive definite.
+void load_covariance(const char* op, const Factor& factor, const TensorView& covariance);
+
+// In the units of the image, where covariances of real scenes go down to 1e-9.
+inline constexpr double smallest_pivot = 1e-13;
+
+}  // namespace mahal

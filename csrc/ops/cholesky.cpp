@@ -1,0 +1,190 @@
+#include "mahal/cholesky.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "core/checks.hpp"
+#include "core/dispatch.hpp"
+#include "core/scratch.hpp"
+#include "core/threads.hpp"
+#include "ops/cholesky_cuda.hpp"
+#include "ops/cholesky_kernel.hpp"
+#include "ops/mean_covariance_kernel.hpp"
+
+namespace mahal {
+
+namespace {
+
+constexpr const char* op = "cholesky";
+
+void check_input(const TensorView& a) {
+  check_given(op, "a", a);
+  check_dtype(op, "a", a, {DType::f32, DType::f64});
+  if (a.rank < 2 || a.shape[a.rank - 1] != a.shape[a.rank - 2] || a.shape[a.rank - 1] == 0) {
+    throw_value_error(op, "a", "must have shape (..., n, n) with n > 0", shape_text(a));
+  }
+}
+
+struct Batch {
+  std::int64_t outer = 1;  // runs of matrices
+  std::int64_t inner = 1;  // matrices per run, a fixed stride apart
+};
+
+Batch batch_of(const TensorView& a) {
+  Batch batch;
+  for (int axis = 0; axis + 3 < a.rank; ++axis) batch.outer *= a.shape[axis];
+  if (a.rank >= 3) batch.inner = a.shape[a.rank - 3];
+  return batch;
+}
+
+template <class T>
+CholeskyBlock<T> block_of(const CholeskyParams& params, const TensorView& a) {
+  CholeskyBlock<T> block{};
+  block.n = static_cast<int>(a.shape[a.rank - 1]);
+  block.matrix_stride = a.rank >= 3 ? a.strides[a.rank - 3] : 0;
+  block.row_stride = a.strides[a.rank - 2];
+  block.col_stride = a.strides[a.rank - 1];
+  block.tolerance = static_cast<T>(block.n) * std::numeric_limits<T>::epsilon();
+  block.loading = static_cast<T>(params.loading);
+  return block;
+}
+
+template <class T>
+std::size_t worker_bytes(const CholeskyParams& params, const TensorView& a) {
+  const std::size_t bytes = dispatch_isa([&]<Isa I>() {
+    return CholeskyKernel<I>::scratch_bytes(block_of<T>(params, a));
+  });
+  return (bytes + 63) / 64 * 64;
+}
+
+// Keeps a task near 10^5 operations, so that small matrices are not one task each.
+std::int64_t packs_per_task(int n) {
+  return std::max<std::int64_t>(1, 32768 / (static_cast<std::int64_t>(n) * n));
+}
+
+template <class T>
+bool lower_is_finite(const T* a, std::ptrdiff_t rows, std::ptrdiff_t cols, int n) {
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j <= i; ++j)
+      if (!std::isfinite(a[i * rows + j * cols])) return false;
+  return true;
+}
+
+// Offset of run `run` of matrices.
+std::int64_t run_offset(const TensorView& a, std::int64_t run) {
+  std::int64_t offset = 0;
+  for (int axis = a.rank - 4; axis >= 0; --axis) {
+    offset += run % a.shape[axis] * a.strides[axis];
+    run /= a.shape[axis];
+  }
+  return offset;
+}
+
+// The CUDA kernels, on the device or in the emulator.
+void launch(const CholeskyParams& params, const TensorView& a, const Batch& batch,
+            const TensorView& factor, const TensorView& status, Route route,
+            std::uintptr_t stream) {
+  const std::int64_t n = a.shape[a.rank - 1];
+  if (n > 256) {
+    throw_value_error(op, "a", "the CUDA kernels cover n = 1 to 256", std::to_string(n));
+  }
+  dispatch_float(a.dtype, [&]<class T>() {
+    CholeskyLaunch<T> arguments;
+    arguments.batch = batch.inner;
+    arguments.n = static_cast<int>(n);
+    arguments.batch_stride = a.rank >= 3 ? a.strides[a.rank - 3] : 0;
+    arguments.row_stride = a.strides[a.rank - 2];
+    arguments.col_stride = a.strides[a.rank - 1];
+    arguments.loading = static_cast<T>(params.loading);
+    for (std::int64_t run = 0; run < batch.outer; ++run) {
+      arguments.a = static_cast<const T*>(a.data) + run_offset(a, run);
+      arguments.factor = static_cast<T*>(factor.data) + run * batch.inner * n * n;
+      arguments.status = static_cast<std::uint8_t*>(status.data) + run * batch.inner;
+      if constexpr (built_with_cuda) {
+        if (route == Route::cuda) cuda::cholesky(arguments, stream);
+      }
+      if constexpr (built_with_emulator) {
+        if (route == Route::emulator) emulator::cholesky(arguments, stream);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+std::size_t cholesky_workspace(const CholeskyParams& params, const TensorView& a, int threads) {
+  check_input(a);
+  return dispatch_float(a.dtype, [&]<class T>() {
+    Scratch scratch;
+    scratch.take<char>(static_cast<std::int64_t>(worker_bytes<T>(params, a)) *
+                       resolve_threads(op, threads));
+    return scratch.bytes();
+  });
+}
+
+void cholesky(const CholeskyParams& params, const TensorView& a, const TensorView& factor,
+              const TensorView& status, const Workspace& workspace, const Execution& execution) {
+  check_input(a);
+  check_given(op, "factor", factor);
+  if (!(params.loading >= 0) || !std::isfinite(params.loading)) {
+    throw_value_error(op, "loading", "must be finite and not negative",
+                      std::to_string(params.loading));
+  }
+  const Batch batch = batch_of(a);
+  if (factor.dtype != a.dtype || element_count(factor) != element_count(a) ||
+      !is_contiguous(factor) || factor.read_only) {
+    throw_value_error(op, "factor", "must be a contiguous array like a", shape_text(factor));
+  }
+  if (status.dtype != DType::u8 || element_count(status) != batch.outer * batch.inner ||
+      !is_contiguous(status)) {
+    throw_value_error(op, "status", "must be uint8 with one element per matrix",
+                      shape_text(status));
+  }
+  const Route route = select_route(op, execution, a.device, true);
+  if (route != Route::cpu) {
+    launch(params, a, batch, factor, status, route, execution.stream);
+    return;
+  }
+  const int threads = resolve_threads(op, execution.threads);
+  check_workspace(op, workspace, cholesky_workspace(params, a, threads));
+  Scratch scratch(workspace);
+
+  dispatch_float(a.dtype, [&]<class T>() {
+    const std::size_t room = worker_bytes<T>(params, a);
+    char* memory = scratch.take<char>(static_cast<std::int64_t>(room) * threads);
+    dispatch_isa([&]<Isa I>() {
+      const int lanes = CholeskyKernel<I>::lanes(T{});
+      const CholeskyBlock<T> common = block_of<T>(params, a);
+      const std::int64_t size = static_cast<std::int64_t>(common.n) * common.n;
+      const std::int64_t packs = (batch.inner + lanes - 1) / lanes;
+      const std::int64_t per_task = packs_per_task(common.n);
+      const std::int64_t tasks_per_run = (packs + per_task - 1) / per_task;
+      parallel_for(threads, batch.outer * tasks_per_run, [&](std::int64_t task, int worker) {
+        const std::int64_t run = task / tasks_per_run;
+        const std::int64_t first_pack = task % tasks_per_run * per_task;
+        for (std::int64_t pack = first_pack; pack < std::min(packs, first_pack + per_task); ++pack) {
+          const std::int64_t first = pack * lanes;
+          const std::int64_t matrix = run * batch.inner + first;
+          CholeskyBlock<T> block = common;
+          block.in = static_cast<const T*>(a.data) + run_offset(a, run) + first * common.matrix_stride;
+          block.out = static_cast<T*>(factor.data) + matrix * size;
+          block.count = static_cast<int>(std::min<std::int64_t>(lanes, batch.inner - first));
+          block.failed = static_cast<std::uint8_t*>(status.data) + matrix;
+          block.scratch = memory + worker * static_cast<std::int64_t>(room);
+          CholeskyKernel<I>::factor(block);
+          for (int k = 0; k < block.count; ++k) {
+            if (!block.failed[k]) continue;
+            const bool finite = lower_is_finite(block.in + k * common.matrix_stride,
+                                                common.row_stride, common.col_stride, common.n);
+            block.failed[k] = finite ? status_singular : status_nonfinite;
+            std::fill_n(block.out + k * size, size, std::numeric_limits<T>::quiet_NaN());
+          }
+        }
+      });
+    });
+  });
+}
+
+}  // namespace mahal

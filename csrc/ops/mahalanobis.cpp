@@ -1,0 +1,53 @@
+#include "mahal/mahalanobis.hpp"
+
+#include "core/image_checks.hpp"
+#include "core/whitening.hpp"
+
+namespace mahal {
+
+namespace {
+
+constexpr const char* op = "mahalanobis";
+
+}  // namespace
+
+std::size_t mahalanobis_workspace(const TensorView& x, int threads) {
+  check_pixels(op, "x", x, {1, 2, 3});
+  Scratch scratch;
+  plan_fixed_background(scratch, static_cast<int>(x.shape[x.rank - 1]),
+                        resolve_threads(op, threads));
+  return scratch.bytes();
+}
+
+void mahalanobis(const TensorView& x, const TensorView& mean, const TensorView& covariance,
+                 const TensorView& score, const Workspace& workspace, const Execution& execution) {
+  check_pixels(op, "x", x, {1, 2, 3});
+  check_given(op, "mean", mean);
+  check_mean_and_covariance(op, x, mean, covariance);
+  check_given(op, "score", score);
+  if (score.dtype != x.dtype || element_count(score) != pixel_count(x) || !is_contiguous(score) ||
+      score.read_only) {
+    throw_value_error(op, "score", "must be contiguous with one element per pixel, dtype of x",
+                      shape_text(score));
+  }
+  select_route(op, execution, x.device, false);
+  const int threads = resolve_threads(op, execution.threads);
+  check_workspace(op, workspace, mahalanobis_workspace(x, threads));
+
+  Scratch scratch(workspace);
+  const int bands = static_cast<int>(x.shape[x.rank - 1]);
+  const FixedBackground background = plan_fixed_background(scratch, bands, threads);
+  load_fixed_background(op, background, mean, covariance);
+  dispatch_float(x.dtype, [&]<class T>() {
+    WhitenBlock<T, T> block{};
+    block.pixels = pixel_list<T>(x);
+    block.mean = background.mean;
+    block.factor = background.factor.lower;
+    block.factor_stride = background.factor.padded;
+    block.inverse_diagonal = background.factor.inverse_diagonal;
+    block.score = static_cast<T*>(score.data);
+    whiten_pixels(block, pixel_count(x), background.room, threads);
+  });
+}
+
+}  // namespace mahal

@@ -1,0 +1,609 @@
+#include "mahal/rx.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "core/background.hpp"
+#include "core/image_checks.hpp"
+#include "core/whitening.hpp"
+#include "core/windows.hpp"
+#include "ops/mean_covariance_kernel.hpp"
+#include "ops/cholesky_kernel.hpp"
+#include "ops/rx_kernel.hpp"
+
+namespace mahal {
+
+namespace {
+
+constexpr const char* op = "rx";
+
+// Relative to trace / bands: makes a singular covariance of the whole image invertible, so that it
+// can serve as the unit of the data. Far below what `rx_loading` then adds to single windows.
+constexpr double unit_loading = 1e-10;
+
+// Smallest pivot of a regular window, relative to its diagonal entry on the whitened image.
+// Rounding leaves the pivots of rank-deficient windows within 1e-10 of zero; those of regular
+// windows of real scenes start near 1e-2.
+constexpr double window_pivot = 1e-10;
+
+// Rows between two fresh starts of the sliding sums: keeps their rounding errors from adding up.
+constexpr int rows_per_strip = 64;
+
+// The sliding sums of a window whose pivots fall below this share of their diagonal are not
+// trusted: such pixels are scored again from their own samples in float64.
+template <class T>
+constexpr T weak_pivot = sizeof(T) == 4 ? T(1e-3) : T(1e-9);
+
+struct Shape {
+  int rows, cols, bands, padded;
+  std::int64_t pixels;
+};
+
+Shape shape_of(const TensorView& image) {
+  Shape s;
+  s.bands = static_cast<int>(image.shape[image.rank - 1]);
+  s.padded = padded_bands(s.bands);
+  s.cols = static_cast<int>(image.shape[image.rank - 2]);
+  s.rows = image.rank == 3 ? static_cast<int>(image.shape[0]) : 1;
+  s.pixels = pixel_count(image);
+  return s;
+}
+
+struct Plan {
+  Moments moments;             // of the image
+  Moments background_moments;  // of other pixels, where given
+  Factor factor;
+  double* unloaded;  // copy of the covariance while it is tried
+  char* whiten_room;
+  // With a window only.
+  WindowTables tables;
+  WindowCounter unusable, nonfinite;
+  std::int32_t* count;
+  std::int32_t* weak_list;
+  void* whitened;
+  char* room;  // of the workers
+  std::size_t worker_bytes;
+};
+
+// One pixel from its own samples.
+struct OwnWindow {
+  double* raw;      // spectra as they are in the image; the pixel itself comes last
+  double* samples;  // whitened
+  const double** pointers;
+  double* covariance;
+  double* trial;
+  double* inverse_diagonal;
+  double* difference;
+  char* whiten_room;
+};
+
+OwnWindow plan_own_window(Scratch& scratch, const Shape& s, const Window& window) {
+  OwnWindow w;
+  const std::int64_t spectra = window_samples(window) + 1;
+  w.raw = scratch.take<double>(spectra * s.padded);
+  w.samples = scratch.take<double>(spectra * s.padded);
+  w.pointers = scratch.take<const double*>(spectra);
+  w.covariance = scratch.take<double>(static_cast<std::int64_t>(s.padded) * s.padded);
+  w.trial = scratch.take<double>(static_cast<std::int64_t>(s.padded) * s.padded);
+  w.inverse_diagonal = scratch.take<double>(s.padded);
+  w.difference = scratch.take<double>(s.padded);
+  w.whiten_room = plan_whitening(scratch, s.bands, 1);
+  return w;
+}
+
+// Sums over the windows of one row for a fixed covariance.
+struct MeanWindow {
+  double* column_sums[2];  // (cols + margin) x padded, outer and inner
+  double* sum;
+};
+
+MeanWindow plan_mean_window(Scratch& scratch, const Shape& s, const Window& window) {
+  MeanWindow w;
+  const std::int64_t columns = s.cols + 2 * (window.outer / 2);
+  for (double*& sums : w.column_sums) sums = scratch.take<double>(columns * s.padded);
+  w.sum = scratch.take<double>(s.padded);
+  return w;
+}
+
+template <class T, Isa I>
+LocalRxBlock<T> local_block(const Shape& s, const Window& window) {
+  LocalRxBlock<T> block{};
+  block.bands = s.bands;
+  block.padded = s.padded;
+  block.outer = window.outer;
+  block.inner = window.inner;
+  block.row_stride = static_cast<std::ptrdiff_t>(s.cols) * s.padded;
+  block.samples = window_samples(window);
+  block.count_stride = s.cols;
+  block.score_stride = s.cols;
+  block.tolerance = weak_pivot<T>;
+  return block;
+}
+
+template <class T>
+std::size_t worker_bytes(const Shape& s, const Window& window, bool fixed) {
+  Scratch scratch;
+  if (fixed) {
+    plan_mean_window(scratch, s, window);
+  } else {
+    plan_own_window(scratch, s, window);
+    scratch.rewind(0);
+    dispatch_isa([&]<Isa I>() {
+      scratch.take<char>(
+          static_cast<std::int64_t>(RxKernel<I>::scratch_bytes(local_block<T, I>(s, window))));
+    });
+  }
+  return (scratch.bytes() + 63) / 64 * 64;
+}
+
+Plan make_plan(Scratch& scratch, const RxParams& params, const TensorView& image,
+               const TensorView& background, const TensorView& covariance, int threads) {
+  Plan p{};
+  const Shape s = shape_of(image);
+  const bool local = params.window.outer > 0;
+  const bool fixed = is_given(covariance);
+  p.factor = plan_factor(scratch, s.bands);
+  p.unloaded = scratch.take<double>(static_cast<std::int64_t>(s.padded) * s.padded);
+  if (local) {
+    p.tables = plan_windows(scratch, params.window, params.border, s.rows, s.cols);
+    p.unusable = plan_counter(scratch, params.window, s.rows, s.cols);
+    p.nonfinite = plan_counter(scratch, params.window, s.rows, s.cols);
+    p.count = scratch.take<std::int32_t>(s.pixels);
+    p.weak_list = scratch.take<std::int32_t>(s.pixels);
+    p.whitened = scratch.take<char>(s.pixels * s.padded *
+                                    static_cast<std::int64_t>(item_size(image.dtype)));
+  }
+  // Whatever belongs to one phase alone shares its memory with the others.
+  p.moments = plan_moments(scratch, s.pixels, s.bands, threads);
+  if (is_given(background)) {
+    p.background_moments = plan_moments(scratch, pixel_count(background), s.bands, threads);
+  }
+  const std::size_t statistics_done = scratch.mark();
+  p.whiten_room = plan_whitening(scratch, s.bands, threads);
+  scratch.rewind(statistics_done);
+  if (local) {
+    p.worker_bytes = dispatch_float(
+        image.dtype, [&]<class T>() { return worker_bytes<T>(s, params.window, fixed); });
+    p.room = scratch.take<char>(static_cast<std::int64_t>(p.worker_bytes) * threads);
+  }
+  return p;
+}
+
+void check_inputs(const RxParams& params, const TensorView& image, const TensorView& background,
+                  const TensorView& covariance) {
+  const bool local = params.window.outer > 0 || params.window.inner > 0;
+  if (local) {
+    check_pixels(op, "image", image, {3});
+    check_window(op, params.window, image.shape[0], image.shape[1]);
+  } else {
+    check_pixels(op, "image", image, {2, 3});
+  }
+  if (is_given(background)) {
+    if (local) {
+      throw_value_error(op, "background", "cannot be combined with window", "both");
+    }
+    check_pixels(op, "background", background, {2, 3});
+    check_same_dtype(op, "background", background, "image", image);
+    check_same_device(op, "background", background, "image", image);
+    if (background.shape[background.rank - 1] != image.shape[image.rank - 1]) {
+      throw_value_error(op, "background",
+                        "must have the bands of the image (" +
+                            std::to_string(image.shape[image.rank - 1]) + ")",
+                        shape_text(background));
+    }
+  }
+  if (is_given(covariance)) {
+    check_mean_and_covariance(op, image, TensorView{}, covariance);
+  }
+  const std::int64_t bands = image.shape[image.rank - 1];
+  if (local && !is_given(covariance) && window_samples(params.window) < bands + 1) {
+    throw_value_error(op, "window",
+                      "must hold more samples than bands (" + std::to_string(bands) + ")",
+                      std::to_string(window_samples(params.window)) + " samples");
+  }
+}
+
+// Leaves the factor of the unit covariance; true when it had to be loaded.
+bool factor_unit(const Plan& p, const Shape& s) {
+  const std::int64_t size = static_cast<std::int64_t>(s.padded) * s.padded;
+  std::copy_n(p.factor.lower, size, p.unloaded);
+  if (factor_covariance(p.factor, s.bands)) return false;
+  double trace = 0;
+  for (int j = 0; j < s.bands; ++j) trace += p.unloaded[j * (s.padded + 1LL)];
+  std::copy_n(p.unloaded, size, p.factor.lower);
+  // A constant image has no scale of its own.
+  double extra = trace > 0 ? unit_loading * trace / s.bands : 1.0;
+  for (;; extra *= 10) {
+    for (int j = 0; j < s.bands; ++j) {
+      const std::int64_t at = j * (s.padded + 1LL);
+      p.factor.lower[at] = p.unloaded[at] + extra;
+    }
+    if (factor_covariance(p.factor, s.bands)) return true;
+    std::copy_n(p.unloaded, size, p.factor.lower);
+  }
+}
+
+template <class In, class Out>
+WhitenBlock<In, Out> whiten_block(const Plan& p, const double* mean) {
+  WhitenBlock<In, Out> block{};
+  block.mean = mean;
+  block.factor = p.factor.lower;
+  block.factor_stride = p.factor.padded;
+  block.inverse_diagonal = p.factor.inverse_diagonal;
+  return block;
+}
+
+template <class T>
+struct Scores {
+  T* score;
+  std::uint8_t* status;
+
+  void mark(std::int64_t pixel, std::uint8_t why) const {
+    score[pixel] = std::numeric_limits<T>::quiet_NaN();
+    status[pixel] = why;
+  }
+};
+
+template <class T>
+void global_scores(const RxParams& params, const Plan& p, const Shape& s, const TensorView& image,
+                   const double* mean, bool singular, const Scores<T>& out, int threads) {
+  WhitenBlock<T, T> block = whiten_block<T, T>(p, mean);
+  block.pixels = pixel_list<T>(image);
+  block.status = p.moments.status;
+  block.score = out.score;
+  whiten_pixels(block, s.pixels, p.whiten_room, threads);
+  for (std::int64_t i = 0; i < s.pixels; ++i) {
+    out.status[i] = singular ? status_singular : status_ok;
+    if (p.moments.status[i] != status_ok) {
+      out.mark(i, p.moments.status[i]);
+    } else if (singular && params.singular == Singular::nan) {
+      out.mark(i, status_singular);
+    }
+  }
+}
+
+// Gathers, whitens and scores the window of one pixel in float64. Returns its status.
+template <class T, Isa I>
+std::uint8_t own_window_score(const RxParams& params, const Plan& p, const Shape& s,
+                              const TensorView& image, int row, int col, bool always_load,
+                              const OwnWindow& w, T& score) {
+  const PixelList<T> list = pixel_list<T>(image);
+  const auto gather = [&](int r, int c, double* dst) {
+    const T* src = list.data + r * list.row_stride + c * list.col_stride;
+    for (int j = 0; j < s.bands; ++j) dst[j] = static_cast<double>(src[j * list.band_stride]);
+  };
+  const int top = p.tables.rows.outer_start[row];
+  const int left = p.tables.cols.outer_start[col];
+  const int guard_top = p.tables.rows.inner_start[row];
+  const int guard_left = p.tables.cols.inner_start[col];
+  int n = 0;
+  for (int v = top; v < top + params.window.outer; ++v) {
+    const bool guarded = v >= guard_top && v < guard_top + params.window.inner;
+    const int r = p.tables.rows.index[v];
+    for (int u = left; u < left + params.window.outer; ++u) {
+      if (guarded && u >= guard_left && u < guard_left + params.window.inner) continue;
+      const int c = p.tables.cols.index[u];
+      if (p.moments.status[static_cast<std::int64_t>(r) * s.cols + c] != status_ok) continue;
+      gather(r, c, w.raw + static_cast<std::int64_t>(n++) * s.padded);
+    }
+  }
+  gather(row, col, w.raw + static_cast<std::int64_t>(n) * s.padded);
+
+  WhitenBlock<double, double> block = whiten_block<double, double>(p, p.moments.mean);
+  block.pixels = {w.raw, n + 1, 0, s.padded, 1, s.bands, s.padded};
+  block.end = n + 1;
+  block.whitened = w.samples;
+  block.out_stride = block.out_bands = s.padded;
+  block.scratch = w.whiten_room;
+  WhitenKernel<I>::run(block);
+
+  WindowStatistics statistics{};
+  statistics.samples = w.samples;
+  statistics.test = w.samples + static_cast<std::int64_t>(n) * s.padded;
+  statistics.count = n;
+  statistics.bands = s.bands;
+  statistics.padded = s.padded;
+  statistics.covariance = w.covariance;
+  statistics.difference = w.difference;
+  statistics.pointers = w.pointers;
+  RxKernel<I>::window_statistics(statistics);
+
+  const auto factor = [&](double loading) {
+    std::copy_n(w.covariance, static_cast<std::int64_t>(s.padded) * s.padded, w.trial);
+    for (int j = 0; j < s.bands; ++j) w.trial[j * (s.padded + 1LL)] += loading;
+    return CholeskyKernel<I>::factor_one(w.trial, s.bands, s.padded, window_pivot,
+                                         w.inverse_diagonal);
+  };
+  std::uint8_t status = status_ok;
+  if (always_load || !factor(0)) {
+    status = status_singular;
+    if (params.singular == Singular::nan || !factor(rx_loading)) {
+      score = std::numeric_limits<T>::quiet_NaN();
+      return status;
+    }
+  }
+  double total = 0;
+  for (int i = 0; i < s.bands; ++i) {
+    const double* l = w.trial + static_cast<std::int64_t>(i) * s.padded;
+    double v = w.difference[i];
+    for (int k = 0; k < i; ++k) v -= l[k] * w.difference[k];
+    w.difference[i] = v * w.inverse_diagonal[i];
+    total += w.difference[i] * w.difference[i];
+  }
+  score = static_cast<T>(total);
+  return status;
+}
+
+void report(const RxParams& params, std::atomic<std::int64_t>& done, std::int64_t total,
+            int worker) {
+  const std::int64_t now = done.fetch_add(1) + 1;
+  if (worker == 0 && params.progress.report) {
+    params.progress.report(params.progress.context, now, total);
+  }
+}
+
+// Counts of usable pixels in the windows; nullptr when every pixel is usable.
+const std::int32_t* fill_counts(const RxParams& params, const Plan& p, const Shape& s) {
+  const std::uint8_t* status = p.moments.status;
+  if (p.moments.count == s.pixels) return nullptr;
+  fill_counter(p.unusable, p.tables, s.rows, [&](int r, int c) {
+    return status[static_cast<std::int64_t>(r) * s.cols + c] != status_ok;
+  });
+  fill_counter(p.nonfinite, p.tables, s.rows, [&](int r, int c) {
+    return status[static_cast<std::int64_t>(r) * s.cols + c] == status_nonfinite;
+  });
+  for (int r = 0; r < s.rows; ++r) {
+    for (int c = 0; c < s.cols; ++c) {
+      p.count[static_cast<std::int64_t>(r) * s.cols + c] =
+          window_samples(params.window) - count_window(p.unusable, p.tables, params.window, r, c);
+    }
+  }
+  return p.count;
+}
+
+// Why pixel (row, col) has no score, or status_ok.
+std::uint8_t window_status(const RxParams& params, const Plan& p, const Shape& s,
+                           const std::int32_t* count, int row, int col, int needed) {
+  const std::int64_t pixel = static_cast<std::int64_t>(row) * s.cols + col;
+  if (p.moments.status[pixel] != status_ok) return p.moments.status[pixel];
+  if (row < p.tables.rows_begin || row >= p.tables.rows_end || col < p.tables.cols_begin ||
+      col >= p.tables.cols_end) {
+    return status_masked;
+  }
+  if (!count) return status_ok;
+  if (count_window(p.nonfinite, p.tables, params.window, row, col) > 0) return status_nonfinite;
+  return count[pixel] < needed ? status_few_samples : status_ok;
+}
+
+template <class T>
+void whiten_image(const Plan& p, const Shape& s, const TensorView& image, int threads) {
+  WhitenBlock<T, T> block = whiten_block<T, T>(p, p.moments.mean);
+  block.pixels = pixel_list<T>(image);
+  block.status = p.moments.status;
+  block.whitened = static_cast<T*>(p.whitened);
+  block.out_stride = block.out_bands = s.padded;
+  whiten_pixels(block, s.pixels, p.whiten_room, threads);
+}
+
+template <class T>
+void local_scores(const RxParams& params, const Plan& p, const Shape& s, const TensorView& image,
+                  bool singular, const Scores<T>& out, int threads) {
+  const WindowTables& t = p.tables;
+  fill_windows(t, params.window, params.border, s.rows, s.cols);
+  const std::int32_t* count = fill_counts(params, p, s);
+  const bool hopeless = singular && params.singular == Singular::nan;
+  std::atomic<std::int64_t> done{0};
+  dispatch_isa([&]<Isa I>() {
+    const int rows = t.rows_end - t.rows_begin;
+    const int cols = t.cols_end - t.cols_begin;
+    const int lanes = RxKernel<I>::lanes(T{});
+    const int strips = (rows + rows_per_strip - 1) / rows_per_strip;
+    const int strip_rows = (rows + strips - 1) / strips;
+    const int groups = (cols + lanes - 1) / lanes;
+    const std::int64_t tasks = static_cast<std::int64_t>(strips) * groups;
+    if (!hopeless) {
+      whiten_image<T>(p, s, image, threads);
+      parallel_for(threads, tasks, [&](std::int64_t task, int worker) {
+        LocalRxBlock<T> block = local_block<T, I>(s, params.window);
+        block.image = static_cast<const T*>(p.whitened);
+        block.rows = t.rows;
+        block.cols = t.cols;
+        block.row_begin = t.rows_begin + static_cast<int>(task / groups) * strip_rows;
+        block.row_end = std::min(t.rows_end, block.row_begin + strip_rows);
+        block.col_begin = t.cols_begin + static_cast<int>(task % groups) * lanes;
+        block.col_end = t.cols_end;
+        block.count = count;
+        block.loading = singular ? static_cast<T>(rx_loading) : T(0);
+        block.score = out.score;
+        block.weak = out.status;
+        block.ticks = params.ticks ? params.ticks + 2 * worker : nullptr;
+        block.scratch = p.room + worker * static_cast<std::int64_t>(p.worker_bytes);
+        RxKernel<I>::local(block);
+        report(params, done, tasks, worker);
+      });
+    }
+    std::int64_t weak = 0;
+    for (int r = 0; r < s.rows; ++r) {
+      for (int c = 0; c < s.cols; ++c) {
+        const std::int64_t pixel = static_cast<std::int64_t>(r) * s.cols + c;
+        const std::uint8_t why = window_status(params, p, s, count, r, c, s.bands + 1);
+        if (why != status_ok) {
+          out.mark(pixel, why);
+        } else if (hopeless) {
+          out.mark(pixel, status_singular);
+        } else if (out.status[pixel]) {
+          p.weak_list[weak++] = static_cast<std::int32_t>(pixel);
+        } else {
+          out.status[pixel] = singular ? status_singular : status_ok;
+        }
+      }
+    }
+    parallel_for(threads, weak, [&](std::int64_t task, int worker) {
+      Workspace mine;
+      mine.data = p.room + worker * static_cast<std::int64_t>(p.worker_bytes);
+      Scratch scratch(mine);
+      const OwnWindow w = plan_own_window(scratch, s, params.window);
+      const std::int32_t pixel = p.weak_list[task];
+      out.status[pixel] =
+          own_window_score<T, I>(params, p, s, image, pixel / s.cols, pixel % s.cols, singular, w,
+                                 out.score[pixel]);
+    });
+  });
+}
+
+// Local mean, fixed covariance: the image is whitened by it, and the score is the squared distance
+// of a whitened pixel to the mean of its window.
+template <class T>
+void local_mean_scores(const RxParams& params, const Plan& p, const Shape& s,
+                       const TensorView& image, const Scores<T>& out, int threads) {
+  const WindowTables& t = p.tables;
+  const Window& window = params.window;
+  fill_windows(t, window, params.border, s.rows, s.cols);
+  const std::int32_t* count = fill_counts(params, p, s);
+  whiten_image<T>(p, s, image, threads);
+  const T* whitened = static_cast<const T*>(p.whitened);
+  const int margin = window.outer / 2;
+  const auto spectrum = [&](int row, int col) {
+    return whitened + (static_cast<std::int64_t>(row) * s.cols + col) * s.padded;
+  };
+  const std::int64_t strips = (s.rows + rows_per_strip - 1) / rows_per_strip;
+  std::atomic<std::int64_t> done{0};
+  parallel_for(threads, strips, [&](std::int64_t strip, int worker) {
+    Workspace mine;
+    mine.data = p.room + worker * static_cast<std::int64_t>(p.worker_bytes);
+    Scratch scratch(mine);
+    const MeanWindow w = plan_mean_window(scratch, s, window);
+    const int begin = static_cast<int>(strip) * rows_per_strip;
+    const int end = std::min(s.rows, begin + rows_per_strip);
+    const std::int32_t* starts[2] = {t.rows.outer_start, t.rows.inner_start};
+    const int sides[2] = {window.outer, window.inner};
+    const auto add_row = [&](int k, int v, double sign) {
+      for (int u = -margin; u < s.cols + margin; ++u) {
+        const T* x = spectrum(t.rows.index[v], t.cols.index[u]);
+        double* sum = w.column_sums[k] + static_cast<std::int64_t>(u + margin) * s.padded;
+        for (int j = 0; j < s.padded; ++j) sum[j] += sign * static_cast<double>(x[j]);
+      }
+    };
+    const auto add_column = [&](int k, int u, double sign) {
+      const double* sum = w.column_sums[k] + static_cast<std::int64_t>(u + margin) * s.padded;
+      for (int j = 0; j < s.padded; ++j) w.sum[j] += sign * sum[j];
+    };
+    for (int r = begin; r < end; ++r) {
+      for (int k = 0; k < 2; ++k) {
+        if (sides[k] == 0) continue;
+        if (r == begin) {
+          std::fill_n(w.column_sums[k], static_cast<std::int64_t>(s.cols + 2 * margin) * s.padded,
+                      0.0);
+          for (int v = 0; v < sides[k]; ++v) add_row(k, starts[k][r] + v, 1);
+        } else if (starts[k][r] != starts[k][r - 1]) {
+          add_row(k, starts[k][r] + sides[k] - 1, 1);
+          add_row(k, starts[k][r] - 1, -1);
+        }
+      }
+      for (int c = 0; c < s.cols; ++c) {
+        for (int k = 0; k < 2; ++k) {
+          if (sides[k] == 0) continue;
+          const std::int32_t* start = k == 0 ? t.cols.outer_start : t.cols.inner_start;
+          const double sign = k == 0 ? 1 : -1;
+          if (c == 0) {
+            if (k == 0) std::fill_n(w.sum, s.padded, 0.0);
+            for (int u = 0; u < sides[k]; ++u) add_column(k, start[c] + u, sign);
+          } else if (start[c] != start[c - 1]) {
+            add_column(k, start[c] + sides[k] - 1, sign);
+            add_column(k, start[c] - 1, -sign);
+          }
+        }
+        const std::int64_t pixel = static_cast<std::int64_t>(r) * s.cols + c;
+        const std::uint8_t why = window_status(params, p, s, count, r, c, 1);
+        if (why != status_ok) {
+          out.mark(pixel, why);
+          continue;
+        }
+        const double reciprocal = 1.0 / (count ? count[pixel] : window_samples(window));
+        const T* x = spectrum(r, c);
+        double total = 0;
+        for (int j = 0; j < s.bands; ++j) {
+          const double d = static_cast<double>(x[j]) - w.sum[j] * reciprocal;
+          total += d * d;
+        }
+        out.score[pixel] = static_cast<T>(total);
+        out.status[pixel] = status_ok;
+      }
+    }
+    report(params, done, strips, worker);
+  });
+}
+
+}  // namespace
+
+std::size_t rx_workspace(const RxParams& params, const TensorView& image,
+                         const TensorView& background, const TensorView& covariance, int threads) {
+  check_inputs(params, image, background, covariance);
+  Scratch scratch;
+  make_plan(scratch, params, image, background, covariance, resolve_threads(op, threads));
+  return scratch.bytes();
+}
+
+void rx(const RxParams& params, const TensorView& image, const TensorView& background,
+        const TensorView& covariance, const TensorView& mask, const TensorView& score,
+        const TensorView& status, const Workspace& workspace, const Execution& execution) {
+  check_inputs(params, image, background, covariance);
+  check_mask(op, mask, image);
+  const Shape s = shape_of(image);
+  check_given(op, "score", score);
+  check_given(op, "status", status);
+  if (score.dtype != image.dtype || element_count(score) != s.pixels || !is_contiguous(score) ||
+      score.read_only) {
+    throw_value_error(op, "score", "must be contiguous with one element per pixel, dtype of image",
+                      shape_text(score));
+  }
+  if (status.dtype != DType::u8 || element_count(status) != s.pixels || !is_contiguous(status)) {
+    throw_value_error(op, "status", "must be contiguous uint8 with one element per pixel",
+                      shape_text(status));
+  }
+  select_route(op, execution, image.device, false);
+  const int threads = resolve_threads(op, execution.threads);
+  check_workspace(op, workspace, rx_workspace(params, image, background, covariance, threads));
+
+  Scratch scratch(workspace);
+  Plan p = make_plan(scratch, params, image, background, covariance, threads);
+  const bool local = params.window.outer > 0;
+  const bool fixed = is_given(covariance);
+  const bool external = is_given(background);
+
+  bool enough = compute_moments(p.moments, image, mask, 1, threads);
+  const Moments* source = &p.moments;
+  if (external) {
+    enough = compute_moments(p.background_moments, background, TensorView{}, 1, threads);
+    source = &p.background_moments;
+  }
+  const std::int64_t needed = fixed ? 1 : s.bands + 1;
+  if (source->count < needed || !(fixed || enough)) {
+    throw_value_error(op, external ? "background" : "image",
+                      "needs " + std::to_string(needed) + " usable pixels or more",
+                      std::to_string(source->count));
+  }
+  bool singular = false;
+  if (fixed) {
+    load_covariance(op, p.factor, covariance);
+  } else {
+    std::copy_n(source->covariance, static_cast<std::int64_t>(s.padded) * s.padded,
+                p.factor.lower);
+    singular = factor_unit(p, s);
+  }
+  dispatch_float(image.dtype, [&]<class T>() {
+    const Scores<T> out{static_cast<T*>(score.data), static_cast<std::uint8_t*>(status.data)};
+    if (!local) {
+      global_scores<T>(params, p, s, image, source->mean, singular, out, threads);
+    } else if (fixed) {
+      local_mean_scores<T>(params, p, s, image, out, threads);
+    } else {
+      local_scores<T>(params, p, s, image, singular, out, threads);
+    }
+  });
+}
+
+}  // namespace mahal

@@ -1,0 +1,57 @@
+// Kernels of the fused dual-window RX. Plain data only: included by the per-ISA sources.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/isa.hpp"
+#include "core/window_axis.hpp"
+
+namespace mahal {
+
+// One block of rows times one group of `lanes` columns; a pixel per SIMD lane.
+template <class T>
+struct LocalRxBlock {
+  const T* image;  // whitened, centred; pixels left out of the statistics are zero
+  std::ptrdiff_t row_stride;
+  int padded;  // elements per pixel: bands rounded up to a multiple of 16, the rest zero
+  int bands;
+  WindowAxis rows, cols;
+  int outer, inner;           // sides of the windows; inner 0: no guard window
+  int row_begin, row_end;     // rows to score
+  int col_begin, col_end;     // first column of the group; end of the columns to score
+  const std::int32_t* count;  // samples per pixel, or nullptr: `samples` everywhere
+  std::ptrdiff_t count_stride;
+  int samples;
+  T tolerance;  // a pivot below tolerance * diagonal marks the pixel in `weak`
+  T loading;    // added to every diagonal entry of the covariance
+  T* score;     // rows x cols
+  std::uint8_t* weak;
+  std::ptrdiff_t score_stride;
+  std::uint64_t* ticks;  // time stamps spent sliding and factoring, or nullptr
+  void* scratch;         // scratch_bytes(), 64-byte aligned
+};
+
+// The window of one pixel in float64, for windows that are singular or nearly so: two passes over
+// its own samples, nothing carried over from other windows.
+struct WindowStatistics {
+  double* samples;     // count spectra of `padded` elements; centred in place
+  const double* test;  // the pixel itself
+  int count, bands, padded;
+  double* covariance;  // padded x padded, lower triangle
+  double* difference;  // padded: test minus mean
+  const double** pointers;  // count entries of scratch
+};
+
+template <Isa I>
+struct RxKernel {
+  static int lanes(float);
+  static int lanes(double);
+  static std::size_t scratch_bytes(const LocalRxBlock<float>&);
+  static std::size_t scratch_bytes(const LocalRxBlock<double>&);
+  static void local(const LocalRxBlock<float>&);
+  static void local(const LocalRxBlock<double>&);
+  static void window_statistics(const WindowStatistics&);
+};
+
+}  // namespace mahal

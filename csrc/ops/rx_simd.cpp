@@ -1,0 +1,424 @@
+#include "core/gram.hpp"
+#include "core/interleaved_cholesky.hpp"
+#include "core/isa.hpp"
+#include "core/simd.hpp"
+#include "ops/rx_kernel.hpp"
+
+namespace mahal {
+namespace {
+
+// Bands whose strips are kept in the first-level cache while the others pass by.
+inline constexpr int band_block = 24;
+inline constexpr int rows_at_once = vector_registers == 32 ? 2 : 1;
+
+// Doubles and floats share the layout rules; all offsets are in elements.
+struct Layout {
+  std::ptrdiff_t ld, state, sums, matrix, inverse, strips, base, base_sums, zeros, pointers, total;
+};
+
+MAHAL_INLINE Layout layout_of(int bands, int padded, int outer, int inner, int lanes,
+                              int element_bytes) {
+  Layout s;
+  std::ptrdiff_t at = 0;
+  auto take = [&](std::ptrdiff_t n) {
+    const std::ptrdiff_t here = at;
+    at += (n + 15) / 16 * 16;
+    return here;
+  };
+  s.ld = (bands + 1) | 1;  // an odd leading dimension spreads the rows over the cache sets
+  s.state = take(static_cast<std::ptrdiff_t>(bands) * (bands + 1) / 2 * lanes);
+  s.sums = take(static_cast<std::ptrdiff_t>(bands) * lanes);
+  s.matrix = take((bands + 1) * s.ld * lanes);
+  s.inverse = take(static_cast<std::ptrdiff_t>(bands) * lanes);
+  s.strips = take(static_cast<std::ptrdiff_t>(bands) * 8 * lanes);
+  s.base = take(static_cast<std::ptrdiff_t>(padded) * padded);
+  s.base_sums = take(padded);
+  s.zeros = take(padded);
+  const std::ptrdiff_t list = static_cast<std::ptrdiff_t>(outer) * outer + 2 * (outer + inner);
+  s.pointers = take(list * static_cast<int>(sizeof(void*)) / element_bytes);
+  s.total = at;
+  return s;
+}
+
+enum class Pass { first, more, last, step };
+
+// Slides the scatter matrices of one group of pixels.
+//
+// With T(r, c) the change of the scatter matrix from row r - 1 to row r at column c, the change
+// from lane l - 1 to lane l of T consists of the window corners alone: the entering and leaving
+// rows differ, between neighbouring columns, by one pixel on each side. So a step costs, per band
+// pair, one product per corner, a prefix sum over the lanes, and T of lane 0 (`base`), whatever
+// the size of the windows.
+template <class S>
+struct LocalRx {
+  using T = typename S::value_type;
+  using V = typename S::V;
+  static constexpr int L = S::lanes;
+  const LocalRxBlock<T>& b;
+  const Layout s;
+  T* const mem;
+
+  MAHAL_INLINE explicit LocalRx(const LocalRxBlock<T>& block)
+      : b(block),
+        s(layout_of(block.bands, block.padded, block.outer, block.inner, L, sizeof(T))),
+        mem(static_cast<T*>(block.scratch)) {}
+
+  MAHAL_INLINE const T* pixel(int row, int col) const {
+    return b.image + b.rows.index[row] * b.row_stride +
+           static_cast<std::ptrdiff_t>(b.cols.index[col]) * b.padded;
+  }
+  MAHAL_INLINE int column(int lane) const {
+    const int c = b.col_begin + lane;
+    return c < b.col_end ? c : b.col_end - 1;
+  }
+
+  // Strip `slot`: per lane the sample at `row` on one side of the window, where the window of this
+  // lane lies one column further than that of the lane before; zero elsewhere and for row < 0
+  // marked by `present`.
+  template <int Slots>
+  MAHAL_INLINE void pack(int slot, bool present, int row, const std::int32_t* start,
+                         int offset) const {
+    const T* src[L];
+    src[0] = mem + s.zeros;
+    for (int l = 1; l < L; ++l) {
+      const int before = start[column(l - 1)];
+      const int here = start[column(l)];
+      src[l] = present && here != before ? pixel(row, here + offset) : mem + s.zeros;
+    }
+    interleave<S, true>(src, b.bands, mem + s.strips + slot * L, Slots * L);
+  }
+
+  // Signed sum of the strips of band j alone: the same corners for the sums of the samples.
+  template <int Plus>
+  MAHAL_INLINE V strip_sum(int j) const {
+    const T* p = mem + s.strips + static_cast<std::ptrdiff_t>(j) * 2 * Plus * L;
+    V v = S::zero();
+    MAHAL_UNROLL
+    for (int k = 0; k < Plus; ++k) v = v + S::load(p + k * L);
+    MAHAL_UNROLL
+    for (int k = Plus; k < 2 * Plus; ++k) v = v - S::load(p + k * L);
+    return v;
+  }
+
+  template <int Plus, Pass P>
+  MAHAL_INLINE void slide_sums() const {
+    for (int j = 0; j < b.bands; ++j) {
+      T* sum = mem + s.sums + j * L;
+      V v = strip_sum<Plus>(j);
+      if constexpr (P == Pass::more || P == Pass::last) v = v + S::load(sum);
+      if constexpr (P == Pass::last || P == Pass::step) {
+        v = S::prefix_sum(v) + S::set1(mem[s.base_sums + j]);
+      }
+      if constexpr (P == Pass::step) v = v + S::load(sum);
+      S::store(sum, v);
+    }
+  }
+
+  // Rows i .. i + R of the state, columns [j0, j1).
+  template <int Plus, Pass P, int R>
+  MAHAL_INLINE void slide_rows(int i, int j0, int j1, V reciprocal) const {
+    constexpr int K = 2 * Plus;
+    const T* strips = mem + s.strips;
+    V xi[R][K];
+    V mean[R];
+    MAHAL_UNROLL
+    for (int r = 0; r < R; ++r) {
+      MAHAL_UNROLL
+      for (int k = 0; k < K; ++k) {
+        xi[r][k] = S::load(strips + (static_cast<std::ptrdiff_t>(i + r) * K + k) * L);
+      }
+      mean[r] = S::load(mem + s.sums + (i + r) * L) * reciprocal;
+    }
+    for (int j = j0; j < j1; ++j) {
+      const T* xj = strips + static_cast<std::ptrdiff_t>(j) * K * L;
+      V plus[R];
+      V minus[R];
+      MAHAL_UNROLL
+      for (int r = 0; r < R; ++r) plus[r] = minus[r] = S::zero();
+      MAHAL_UNROLL
+      for (int k = 0; k < Plus; ++k) {
+        const V p = S::load(xj + k * L);
+        const V m = S::load(xj + (Plus + k) * L);
+        MAHAL_UNROLL
+        for (int r = 0; r < R; ++r) {
+          plus[r] = S::fma(xi[r][k], p, plus[r]);
+          minus[r] = S::fma(xi[r][Plus + k], m, minus[r]);
+        }
+      }
+      MAHAL_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const std::ptrdiff_t row = i + r;
+        T* state = mem + s.state + (row * (row + 1) / 2 + j) * L;
+        V v = plus[r] - minus[r];
+        if constexpr (P == Pass::more || P == Pass::last) v = v + S::load(state);
+        if constexpr (P == Pass::last || P == Pass::step) {
+          v = S::prefix_sum(v) + S::set1(mem[s.base + row * b.padded + j]);
+        }
+        if constexpr (P == Pass::step) v = v + S::load(state);
+        S::store(state, v);
+        if constexpr (P == Pass::last || P == Pass::step) {
+          S::store(mem + s.matrix + (row * s.ld + j) * L,
+                   S::fnma(mean[r], S::load(mem + s.sums + j * L), v));
+        }
+      }
+    }
+  }
+
+  template <int Plus, Pass P>
+  __attribute__((noinline)) void slide(V reciprocal) const {
+    slide_sums<Plus, P>();
+    constexpr int R = rows_at_once;
+    const int n = b.bands;
+    for (int j0 = 0; j0 < n; j0 += band_block) {
+      const int block_end = j0 + band_block < n ? j0 + band_block : n;
+      int i = j0;
+      for (; i + R <= n; i += R) {
+        slide_rows<Plus, P, R>(i, j0, i + 1 < block_end ? i + 1 : block_end, reciprocal);
+        for (int r = 1; r < R; ++r) {
+          // The diagonal entry of the lower rows of the pair.
+          if (i + r < block_end) slide_rows<Plus, P, 1>(i + r, i + r, i + r + 1, reciprocal);
+        }
+      }
+      for (; i < n; ++i) {
+        slide_rows<Plus, P, 1>(i, j0, i + 1 < block_end ? i + 1 : block_end, reciprocal);
+      }
+    }
+  }
+
+  // Sum and Gram matrix of lane 0 from its own samples.
+  MAHAL_INLINE void base(const T* const* x, int plus, int minus) const {
+    signed_gram<S>(x, plus, minus, b.padded, mem + s.base, b.padded, false);
+    for (int j = 0; j < b.padded; j += L) {
+      V v = S::zero();
+      for (int k = 0; k < plus; ++k) v = v + S::load(x[k] + j);
+      for (int k = plus; k < plus + minus; ++k) v = v - S::load(x[k] + j);
+      S::store(mem + s.base_sums + j, v);
+    }
+  }
+
+  MAHAL_INLINE void start(int r, V reciprocal) const {
+    const T** list = reinterpret_cast<const T**>(mem + s.pointers);
+    const int top = b.rows.outer_start[r];
+    const int left = b.cols.outer_start[b.col_begin];
+    const int inner_top = b.inner ? b.rows.inner_start[r] : 0;
+    const int inner_left = b.inner ? b.cols.inner_start[b.col_begin] : 0;
+    int n = 0;
+    for (int v = top; v < top + b.outer; ++v) {
+      const bool guarded = v >= inner_top && v < inner_top + b.inner;
+      for (int u = left; u < left + b.outer; ++u) {
+        if (!(guarded && u >= inner_left && u < inner_left + b.inner)) list[n++] = pixel(v, u);
+      }
+    }
+    base(list, n, 0);
+    // The other lanes: full-height columns that enter and leave, four of each sign a pass.
+    const int terms = b.outer + b.inner;
+    for (int t = 0; t < terms; t += 4) {
+      for (int k = 0; k < 4; ++k) {
+        const int e = t + k;
+        const bool present = e < terms;
+        if (e < b.outer) {
+          pack<8>(k, present, top + e, b.cols.outer_start, b.outer - 1);
+          pack<8>(4 + k, present, top + e, b.cols.outer_start, -1);
+        } else {
+          const int row = inner_top + e - b.outer;
+          pack<8>(k, present, row, b.cols.inner_start, -1);
+          pack<8>(4 + k, present, row, b.cols.inner_start, b.inner - 1);
+        }
+      }
+      const bool last = t + 4 >= terms;
+      if (t == 0 && !last) {
+        slide<4, Pass::first>(reciprocal);
+      } else if (!last) {
+        slide<4, Pass::more>(reciprocal);
+      } else {
+        if (t == 0) {
+          clear();
+        }
+        slide<4, Pass::last>(reciprocal);
+      }
+    }
+  }
+
+  MAHAL_INLINE void clear() const {
+    const std::ptrdiff_t pairs = static_cast<std::ptrdiff_t>(b.bands) * (b.bands + 1) / 2;
+    for (std::ptrdiff_t i = 0; i < pairs; ++i) S::store(mem + s.state + i * L, S::zero());
+    for (int j = 0; j < b.bands; ++j) S::store(mem + s.sums + j * L, S::zero());
+  }
+
+  MAHAL_INLINE void step(int r, V reciprocal) const {
+    const T** list = reinterpret_cast<const T**>(mem + s.pointers);
+    const int top = b.rows.outer_start[r];
+    const bool outer_moves = top != b.rows.outer_start[r - 1];
+    const int left = b.cols.outer_start[b.col_begin];
+    const int inner_top = b.inner ? b.rows.inner_start[r] : 0;
+    const bool inner_moves = b.inner && inner_top != b.rows.inner_start[r - 1];
+    const int inner_left = b.inner ? b.cols.inner_start[b.col_begin] : 0;
+    int plus = 0;
+    if (outer_moves)
+      for (int u = 0; u < b.outer; ++u) list[plus++] = pixel(top + b.outer - 1, left + u);
+    if (inner_moves)
+      for (int u = 0; u < b.inner; ++u) list[plus++] = pixel(inner_top - 1, inner_left + u);
+    int minus = 0;
+    if (outer_moves)
+      for (int u = 0; u < b.outer; ++u) list[plus + minus++] = pixel(top - 1, left + u);
+    if (inner_moves) {
+      for (int u = 0; u < b.inner; ++u) {
+        list[plus + minus++] = pixel(inner_top + b.inner - 1, inner_left + u);
+      }
+    }
+    base(list, plus, minus);
+    const std::int32_t* oc = b.cols.outer_start;
+    if (b.inner) {
+      const std::int32_t* ic = b.cols.inner_start;
+      pack<8>(0, outer_moves, top + b.outer - 1, oc, b.outer - 1);
+      pack<8>(1, outer_moves, top - 1, oc, -1);
+      pack<8>(2, inner_moves, inner_top + b.inner - 1, ic, -1);
+      pack<8>(3, inner_moves, inner_top - 1, ic, b.inner - 1);
+      pack<8>(4, outer_moves, top + b.outer - 1, oc, -1);
+      pack<8>(5, outer_moves, top - 1, oc, b.outer - 1);
+      pack<8>(6, inner_moves, inner_top + b.inner - 1, ic, b.inner - 1);
+      pack<8>(7, inner_moves, inner_top - 1, ic, -1);
+      slide<4, Pass::step>(reciprocal);
+    } else {
+      pack<4>(0, outer_moves, top + b.outer - 1, oc, b.outer - 1);
+      pack<4>(1, outer_moves, top - 1, oc, -1);
+      pack<4>(2, outer_moves, top + b.outer - 1, oc, -1);
+      pack<4>(3, outer_moves, top - 1, oc, b.outer - 1);
+      slide<2, Pass::step>(reciprocal);
+    }
+  }
+
+  MAHAL_INLINE void score(int r, V reciprocal, const T* samples) const {
+    T* matrix = mem + s.matrix;
+    const int n = b.bands;
+    // The pixel itself, minus the mean of its window, as the row below the matrix.
+    const T* src[L];
+    for (int l = 0; l < L; ++l) {
+      src[l] = b.image + r * b.row_stride + static_cast<std::ptrdiff_t>(column(l)) * b.padded;
+    }
+    T* border = matrix + static_cast<std::ptrdiff_t>(n) * s.ld * L;
+    interleave<S, true>(src, n, border, L);
+    for (int j = 0; j < n; ++j) {
+      S::store(border + j * L,
+               S::fnma(S::load(mem + s.sums + j * L), reciprocal, S::load(border + j * L)));
+    }
+    S::store(border + n * L, S::zero());
+    alignas(64) T degrees[L];
+    for (int l = 0; l < L; ++l) degrees[l] = samples[l] - T(1);
+    const V dof = S::load(degrees);
+    if (b.loading > T(0)) {
+      const V extra = dof * b.loading;
+      for (int j = 0; j < n; ++j) {
+        T* d = matrix + (j * s.ld + j) * L;
+        S::store(d, S::load(d) + extra);
+      }
+    }
+    Interleaved<S> cholesky{matrix, s.ld, mem + s.inverse, b.tolerance, S::zero()};
+    cholesky.template factor<true>(n);
+    alignas(64) T value[L];
+    alignas(64) T margin[L];
+    S::store(value, -S::load(border + n * L) * dof);
+    S::store(margin, cholesky.margin);
+    for (int l = 0; l < L && b.col_begin + l < b.col_end; ++l) {
+      const std::ptrdiff_t at = r * b.score_stride + b.col_begin + l;
+      b.score[at] = value[l];
+      b.weak[at] = !(margin[l] > T(0));
+    }
+  }
+
+  MAHAL_INLINE void run() const {
+    for (int j = 0; j < b.padded; j += L) S::store(mem + s.zeros + j, S::zero());
+    for (int r = b.row_begin; r < b.row_end; ++r) {
+      alignas(64) T samples[L];
+      for (int l = 0; l < L; ++l) {
+        const std::int32_t n =
+            b.count ? b.count[r * b.count_stride + column(l)] : b.samples;
+        samples[l] = static_cast<T>(n);
+      }
+      const V reciprocal = T(1) / S::load(samples);
+      const std::uint64_t begin = b.ticks ? time_stamp() : 0;
+      if (r == b.row_begin) {
+        start(r, reciprocal);
+      } else {
+        step(r, reciprocal);
+      }
+      const std::uint64_t middle = b.ticks ? time_stamp() : 0;
+      score(r, reciprocal, samples);
+      if (b.ticks) {
+        b.ticks[0] += middle - begin;
+        b.ticks[1] += time_stamp() - middle;
+      }
+    }
+  }
+};
+
+using D = Simd<double>;
+
+void centre_and_gram(const WindowStatistics& w) {
+  constexpr int L = D::lanes;
+  for (int j = 0; j < w.padded; j += L) {
+    auto mean = D::zero();
+    for (int k = 0; k < w.count; ++k) mean = mean + D::load(w.samples + k * w.padded + j);
+    mean = mean / D::set1(w.count);
+    auto rest = D::zero();
+    for (int k = 0; k < w.count; ++k) {
+      double* x = w.samples + static_cast<std::ptrdiff_t>(k) * w.padded + j;
+      const auto d = D::load(x) - mean;
+      rest = rest + d;
+      D::store(x, d);
+    }
+    // What rounding left in the mean of the centred samples.
+    rest = rest / D::set1(w.count);
+    for (int k = 0; k < w.count; ++k) {
+      double* x = w.samples + static_cast<std::ptrdiff_t>(k) * w.padded + j;
+      D::store(x, D::load(x) - rest);
+    }
+    D::store(w.difference + j, D::load(w.test + j) - mean - rest);
+  }
+  for (int k = 0; k < w.count; ++k) {
+    w.pointers[k] = w.samples + static_cast<std::ptrdiff_t>(k) * w.padded;
+  }
+  signed_gram<D>(w.pointers, w.count, 0, w.padded, w.covariance, w.padded, false);
+  const auto scale = D::set1(1.0 / (w.count - 1));
+  for (int i = 0; i < w.bands; ++i) {
+    for (int j = 0; j <= i; j += L) {
+      double* c = w.covariance + static_cast<std::ptrdiff_t>(i) * w.padded + j;
+      D::store(c, D::load(c) * scale);
+    }
+  }
+}
+
+}  // namespace
+
+template <>
+int RxKernel<current_isa>::lanes(float) {
+  return Simd<float>::lanes;
+}
+template <>
+int RxKernel<current_isa>::lanes(double) {
+  return Simd<double>::lanes;
+}
+
+template <>
+std::size_t RxKernel<current_isa>::scratch_bytes(const LocalRxBlock<float>& b) {
+  return layout_of(b.bands, b.padded, b.outer, b.inner, Simd<float>::lanes, 4).total * 4;
+}
+template <>
+std::size_t RxKernel<current_isa>::scratch_bytes(const LocalRxBlock<double>& b) {
+  return layout_of(b.bands, b.padded, b.outer, b.inner, Simd<double>::lanes, 8).total * 8;
+}
+
+template <>
+void RxKernel<current_isa>::local(const LocalRxBlock<float>& b) {
+  LocalRx<Simd<float>>(b).run();
+}
+template <>
+void RxKernel<current_isa>::local(const LocalRxBlock<double>& b) {
+  LocalRx<Simd<double>>(b).run();
+}
+
+template <>
+void RxKernel<current_isa>::window_statistics(const WindowStatistics& w) {
+  centre_and_gram(w);
+}
+}  // namespace mahal

@@ -1,0 +1,255 @@
+"""The verbs of this project: `nox` runs what CI runs, `nox -s tests` one of them.
+
+Builds are kept in build/nox-* and reused. Arguments after `--` go to pytest.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nox
+
+ROOT = Path(__file__).parent
+BUILD = ROOT / "build"
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+OPS = ("mean_covariance", "local_covariance", "cholesky", "whiten", "mahalanobis", "rx")
+TORCH = "torch==2.13.0"
+
+nox.needs_version = ">=2025.5.1"
+# The tests come last, so that their summary stands at the end.
+nox.options.sessions = ["lint", "types", "tsan", "emulator", "wheel", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+_reports: list[Path] = []
+
+
+@atexit.register
+def _summary() -> None:
+    """One line for all pytest runs, after everything that nox itself has to say."""
+    counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+    for report in _reports:
+        for suite in ElementTree.parse(report).getroot().iter("testsuite"):
+            for key in counts:
+                counts[key] += int(suite.get(key, 0))
+    if counts["tests"]:
+        failed = counts["failures"] + counts["errors"]
+        passed = counts["tests"] - failed - counts["skipped"]
+        sys.stderr.flush()
+        print(f"{passed} passed, {failed} failed, {counts['skipped']} skipped", flush=True)
+
+
+def _group(name: str) -> list[str]:
+    return list(nox.project.dependency_groups(PROJECT, name))
+
+
+def _nvcc() -> str | None:
+    return (
+        os.environ.get("CUDACXX")
+        or shutil.which("nvcc")
+        or shutil.which("/usr/local/cuda/bin/nvcc")
+    )
+
+
+def _cuda_environment(*, cuda: bool = True) -> dict[str, str]:
+    """CUDA must work where nvcc is; two architectures show it, and a release has them all."""
+    chosen = os.environ.get("MAHAL_CUDA", "ON" if _nvcc() else "OFF") if cuda else "OFF"
+    architectures = os.environ.get("MAHAL_CUDA_ARCHITECTURES", "80-real;90")
+    return {"MAHAL_CUDA": chosen, "MAHAL_CUDA_ARCHITECTURES": architectures}
+
+
+def _install(
+    session: nox.Session, build_dir: Path, extra: str, *, cuda: bool = True, **defines: str
+) -> None:
+    """Build the working tree into the environment of the session; the build folder is kept."""
+    session.install(*_group("build"))
+    # The build imports what stands behind entry points: an installed mahal that is broken stops it.
+    session.run("python", "-m", "pip", "uninstall", "-q", "-y", "mahal", silent=True)
+    settings = [f"build-dir={build_dir.relative_to(ROOT)}", "install.strip=false"]
+    settings += [f"cmake.define.{name}={value}" for name, value in defines.items()]
+    session.install(
+        "--no-build-isolation",
+        f".{extra}",
+        *(f"--config-settings={setting}" for setting in settings),
+        env=_cuda_environment(cuda=cuda),
+    )
+
+
+def _pytest(
+    session: nox.Session,
+    *arguments: str,
+    python: str = "python",
+    env: dict[str, str] | None = None,
+) -> None:
+    report = BUILD / f"report-{session.name}-{len(_reports)}.xml"
+    report.unlink(missing_ok=True)
+    try:
+        session.run(
+            python, "-m", "pytest", f"--junit-xml={report}", *arguments, *session.posargs,
+            env=env, external=True,
+        )  # fmt: skip
+    finally:
+        if report.exists():
+            _reports.append(report)
+
+
+def _test_files(*names: str) -> list[str]:
+    return [str(path) for name in names if (path := ROOT / "tests" / f"test_{name}.py").exists()]
+
+
+def _sources(*patterns: str) -> list[str]:
+    folders = (ROOT / "csrc", ROOT / "tests" / "cpp", ROOT / "bench", ROOT / "examples")
+    return sorted(
+        str(p) for folder in folders for pattern in patterns for p in folder.rglob(pattern)
+    )
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style of Python and C++, and the house rules."""
+    session.install(*_group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("clang-format", "--dry-run", "-Werror", *_sources("*.hpp", "*.cpp", "*.cu"))
+    session.run("python", "tools/house_rules.py")
+
+
+@nox.session(name="format", default=False)
+def format_(session: nox.Session) -> None:
+    """Bring Python and C++ into the style that `lint` asks for."""
+    session.install(*_group("lint"))
+    session.run("ruff", "check", "--fix", ".")
+    session.run("ruff", "format", ".")
+    session.run("clang-format", "-i", *_sources("*.hpp", "*.cpp", "*.cu"))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types of the Python layer."""
+    session.install(*_group("types"))
+    session.run("mypy")
+
+
+@nox.session
+def tsan(session: nox.Session) -> None:
+    """The thread pool, plain and under the thread sanitizer."""
+    session.install(*_group("build"))
+    # High randomisation of addresses upsets the sanitizer of older compilers.
+    fixed = ["setarch", "-R"]
+    if subprocess.run([*fixed, "true"], capture_output=True, check=False).returncode:
+        fixed = []
+    for name, sanitizer, prefix in (("plain", "", []), ("tsan", "thread", fixed)):
+        folder = BUILD / f"nox-{name}"
+        session.run(
+            "cmake", "-S", ".", "-B", str(folder), "-G", "Ninja",
+            "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DMAHAL_PYTHON=OFF", "-DMAHAL_CUDA=OFF",
+            "-DMAHAL_TESTS=ON", "-DMAHAL_WERROR=ON", f"-DMAHAL_SANITIZE={sanitizer}",
+        )  # fmt: skip
+        session.run("cmake", "--build", str(folder), "--target", "test_threads")
+        program = str(folder / "tests" / "cpp" / "test_threads")
+        session.run(*prefix, program, env={"TSAN_OPTIONS": "halt_on_error=1"}, external=True)
+
+
+@nox.session
+def emulator(session: nox.Session) -> None:
+    """CUDA kernels on the CPU, with the whole library under the address and UB sanitizers."""
+    folder = BUILD / "nox-emulator"
+    session.install("pytest", "hypothesis", "numpy")
+    _install(
+        session,
+        folder,
+        "",
+        cuda=False,
+        CMAKE_BUILD_TYPE="RelWithDebInfo",
+        MAHAL_EMULATOR="ON",
+        MAHAL_TESTS="ON",
+        MAHAL_WERROR="ON",
+        MAHAL_SANITIZE="address,undefined",
+    )
+    session.run("ctest", "--test-dir", str(folder), "--output-on-failure")
+    preload = [_compiler_file(name) for name in ("libasan.so", "libstdc++.so")]
+    _pytest(
+        session,
+        *_test_files("caster", "threads", "emulator", *OPS),
+        env={
+            "LD_PRELOAD": " ".join(preload),
+            "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+            "PYTHONMALLOC": "malloc",
+        },
+    )
+
+
+def _compiler_file(name: str) -> str:
+    compiler = os.environ.get("CXX", "c++")
+    command = [compiler, f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """The wheel as users get it: contents, dependencies, and a project that builds on it."""
+    dist = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.install("build", "pytest", "numpy")
+    session.run("python", "-m", "build", "--outdir", str(dist), env=_cuda_environment())
+    (built,) = dist.glob("*.whl")
+
+    clean = Path(session.create_tmp()) / "clean"
+    shutil.rmtree(clean, ignore_errors=True)
+    session.run("python", "-m", "venv", str(clean), silent=True)
+    python = str(clean / "bin" / "python")
+    # No compiler and no nvcc from here on.
+    bare = {"PATH": str(clean / "bin")}
+    session.run(python, "-m", "pip", "install", "-q", str(built), "pytest", env=bare, external=True)
+    _pytest(session, *_test_files("info"), python=python, env=bare)
+
+    session.install(str(built), "nanobind", *_group("build"))
+    _pytest(session, *_test_files("packaging"), env={"MAHAL_WHEEL": str(built)})
+    session.install("--no-build-isolation", "--no-deps", "./examples/nanobind_embedding")
+    session.run("python", "examples/nanobind_embedding/check.py")
+
+
+@nox.session
+def cuda_all(session: nox.Session) -> None:
+    """Every kernel for every architecture of a release, with registers and spills."""
+    nvcc = _nvcc()
+    if nvcc is None:
+        session.error("cuda_all needs nvcc on PATH, in CUDACXX or in /usr/local/cuda/bin")
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    wanted = ("75", "80", "86", "89", "90", "100", "120")
+    targets = [a for a in wanted if f"compute_{a}" in known.stdout.split()]
+    for source in sorted((ROOT / "csrc").rglob("*.cu")):
+        session.run(
+            nvcc, "-std=c++20", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v",
+            "-Icsrc", "-Icsrc/include", "-c", str(source), "-o", os.devnull,
+            *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in targets),
+            external=True,
+        )  # fmt: skip
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests, on every instruction set that this machine has."""
+    folder = BUILD / "nox-tests"
+    session.install(TORCH, "mypy")
+    _install(session, folder, "[test]", MAHAL_EMULATOR="ON", MAHAL_WERROR="ON")
+    session.run(
+        "python",
+        "-m",
+        "mypy.stubtest",
+        "mahal._core",
+        "--ignore-missing-stub",
+        "--mypy-config-file",
+        os.devnull,
+    )
+    ask = "from mahal import _core; print(*_core.supported_isas())"
+    isas = str(session.run("python", "-c", ask, silent=True)).split()
+    for isa in isas[:-1]:
+        _pytest(session, "-q", *_test_files(*OPS), env={"MAHAL_ISA": isa})
+    _pytest(session, env={"MAHAL_BUILD_DIR": str(folder)})

@@ -1,0 +1,1 @@
+"""The ops, one module each; `mahal` offers their functions by name."""

@@ -1,0 +1,891 @@
+// Tests of the SIMT emulator and, on it, of the kernels in csrc/ops/*.cu against plain loops.
+//
+//   g++ -std=c++20 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -DMAHAL_EMULATED=1
+//       -Icsrc/include -Icsrc -o test_simt tests/cpp/test_simt.cpp
+//       -x c++ csrc/ops/local_covariance.cu csrc/ops/cholesky.cu
+//
+// With -DMAHAL_MUTATE_BARRIER or -DMAHAL_MUTATE_HALO the kernels carry a planted error, and this
+// program must fail.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/simt.hpp"
+#include "ops/cholesky_cuda.hpp"
+#include "ops/local_covariance_cuda.hpp"
+
+namespace {
+
+int passed = 0;
+int failed = 0;
+
+void check(bool good, const std::string& what) {
+  if (good) {
+    ++passed;
+  } else {
+    ++failed;
+    std::printf("FAILED: %s\n", what.c_str());
+  }
+}
+
+std::string text(long double value) {
+  char buffer[64];
+  std::snprintf(buffer, sizeof buffer, "%.9Lg", value);
+  return buffer;
+}
+
+template <class Error>
+void check_throws(const std::function<void()>& action, const std::string& wanted,
+                  const std::string& what) {
+  std::string message = "nothing thrown";
+  bool good = false;
+  try {
+    action();
+  } catch (const Error& error) {
+    message = error.what();
+    good = message.find(wanted) != std::string::npos;
+  }
+  check(good, what + ": wanted '" + wanted + "', got '" + message + "'");
+}
+
+// Runs the action in a child process: it must die by SIGABRT and say what is wanted; where nothing
+// is, any abnormal end will do.
+void check_dies(const std::function<void()>& action, const std::string& wanted,
+                const std::string& what) {
+  int ends[2];
+  if (pipe(ends) != 0) throw std::runtime_error("pipe failed");
+  std::fflush(nullptr);
+  const pid_t child = fork();
+  if (child == 0) {
+    dup2(ends[1], 2);
+    close(ends[0]);
+    close(ends[1]);
+    action();
+    _exit(0);
+  }
+  close(ends[1]);
+  std::string said;
+  char buffer[512];
+  for (ssize_t n; (n = read(ends[0], buffer, sizeof buffer)) > 0;) {
+    said.append(buffer, static_cast<std::size_t>(n));
+  }
+  close(ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
+  const bool ended_badly = WIFSIGNALED(status) || WEXITSTATUS(status) != 0;
+  const bool aborted = WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT;
+  check(wanted.empty() ? ended_badly : aborted && said.find(wanted) != std::string::npos,
+        what + ": wanted '" + wanted + "', status " + std::to_string(status) + ", said '" + said +
+            "'");
+}
+
+struct Environment {
+  std::string name;
+  Environment(const std::string& name_, const std::string& value) : name(name_) {
+    setenv(name.c_str(), value.c_str(), 1);
+  }
+  ~Environment() { unsetenv(name.c_str()); }
+};
+
+}  // namespace
+
+// ---------------------------------------------------------------------------- the emulator itself
+namespace mahal::emulator {
+namespace {
+
+struct Indices {
+  int* visits;
+};
+__global__ void count_visits(Indices p) {
+  const unsigned block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+  const unsigned thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+  ++p.visits[block * (blockDim.x * blockDim.y * blockDim.z) + thread];
+}
+
+struct Poison {
+  int* fresh;
+};
+__global__ void look_at_fresh_memory(Poison p) {
+  float* shared = simt::dynamic_shared<float>();
+  p.fresh[blockIdx.x * blockDim.x + threadIdx.x] = std::isnan(shared[threadIdx.x]);
+  shared[threadIdx.x] = 1.0f;
+}
+
+struct Reversal {
+  int* out;
+  bool barrier;
+};
+__global__ void reverse_twice(Reversal p) {
+  int* shared = simt::dynamic_shared<int>();
+  const int t = static_cast<int>(threadIdx.x), last = static_cast<int>(blockDim.x) - 1;
+  for (int round = 0; round < 2; ++round) {
+    shared[t] = t + 1000 * round;
+    if (p.barrier) __syncthreads();
+    p.out[round * (last + 1) + t] = shared[last - t];
+    if (p.barrier) __syncthreads();
+  }
+}
+
+struct Exchanges {
+  int* out;  // 6 x 32
+};
+__global__ void exchange_all(Exchanges p) {
+  const int t = static_cast<int>(threadIdx.x);
+  p.out[t] = __shfl_xor_sync(0xFFFFFFFFu, 10 * t, 5);
+  p.out[32 + t] = __shfl_up_sync(0xFFFFFFFFu, 10 * t, 3);
+  p.out[64 + t] = __shfl_down_sync(0xFFFFFFFFu, 10 * t, 30);
+  p.out[96 + t] = __shfl_sync(0xFFFFFFFFu, 10 * t, 7);
+  // Half warps on their own, one more often than the other, before all meet again.
+  double sum = t;
+  const unsigned half = t < 16 ? 0x0000FFFFu : 0xFFFF0000u;
+  for (int round = 0; round < (t < 16 ? 3 : 1); ++round) {
+    for (int d = 8; d > 0; d /= 2) sum += __shfl_xor_sync(half, sum, d);
+    __syncwarp(half);
+  }
+  p.out[128 + t] = static_cast<int>(sum);
+  __syncwarp();
+  p.out[160 + t] = static_cast<int>(__shfl_sync(0xFFFFFFFFu, sum, 31 - t));
+}
+
+struct Schedule {
+  std::vector<unsigned>* order;
+};
+__global__ void record_order(Schedule p) {
+  for (int round = 0; round < 3; ++round) {
+    p.order->push_back(threadIdx.x);
+    __syncthreads();
+  }
+}
+
+enum class Fault {
+  half_at_barrier,
+  two_barriers,
+  exit_before_barrier,
+  warp_against_block,
+  outside_mask,
+  lane_exited,
+  lane_not_in_mask,
+  absent_lane,
+  exception
+};
+struct Faulty {
+  Fault fault;
+};
+__global__ void do_fault(Faulty p) {
+  const unsigned t = threadIdx.x;
+  switch (p.fault) {
+    case Fault::half_at_barrier:
+      if (t % 2 == 0) __syncthreads();
+      break;
+    case Fault::two_barriers:
+      if (t % 2 == 0) {
+        __syncthreads();
+      } else {
+        __syncthreads();
+      }
+      break;
+    case Fault::exit_before_barrier:
+      if (t == 5) return;
+      __syncthreads();
+      break;
+    case Fault::warp_against_block:
+      if (t < 32) {
+        __syncwarp();
+        __syncthreads();
+      } else if (t % 2 == 0) {
+        __syncwarp();
+      } else {
+        __syncthreads();
+      }
+      break;
+    case Fault::outside_mask:
+      __syncwarp(0x0000FFFFu);
+      break;
+    case Fault::lane_exited:
+      if (t % 32 != 3) __syncwarp();
+      break;
+    case Fault::lane_not_in_mask:
+      if (t < 16) __shfl_sync(0x0000FFFFu, t, 20);
+      break;
+    case Fault::absent_lane:
+      __shfl_xor_sync(0xFFFFFFFFu, t, 16);
+      break;
+    case Fault::exception:
+      throw std::runtime_error("no");
+  }
+}
+
+struct Recursion {
+  int depth;
+  int* out;
+};
+__attribute__((noinline)) int descend(int depth) {
+  volatile char frame[1024];
+  frame[0] = static_cast<char>(depth);
+  const int below = depth == 0 ? 0 : descend(depth - 1);
+  return below + (frame[0] == static_cast<char>(depth) ? 1 : 0);
+}
+__global__ void recurse(Recursion p) { p.out[threadIdx.x] = descend(p.depth); }
+
+void test_emulator() {
+  std::vector<int> visits(3 * 2 * 2 * 4 * 3 * 2, 0);
+  simt::launch("test", count_visits, dim3(3, 2, 2), dim3(4, 3, 2), 0, 0, Indices{visits.data()});
+  check(std::all_of(visits.begin(), visits.end(), [](int v) { return v == 1; }),
+        "every thread of every block runs once");
+  visits.assign(1024, 0);
+  simt::launch("test", count_visits, dim3(1), dim3(1024), 0, 0, Indices{visits.data()});
+  check(std::all_of(visits.begin(), visits.end(), [](int v) { return v == 1; }), "1024 threads");
+
+  std::vector<int> fresh(5 * 40, 0);
+  simt::launch("test", look_at_fresh_memory, dim3(5), dim3(40), 40 * sizeof(float), 0,
+               Poison{fresh.data()});
+  check(std::all_of(fresh.begin(), fresh.end(), [](int v) { return v == 1; }),
+        "shared memory is NaN at the start of every block");
+  check_dies(
+      [] {
+        int one = 0;
+        simt::launch("test", look_at_fresh_memory, dim3(1), dim3(1), 0, 0, Poison{&one});
+    // Without the sanitizer an access behind the end goes unseen: end badly all the same.
+#if !defined(MAHAL_SIMT_ASAN)
+        _exit(1);
+#endif
+      },
+      "", "an access behind shared memory is found");
+
+  int wrong_without_barrier = 0;
+  for (int seed = 1; seed <= 20; ++seed) {
+    const Environment environment("MAHAL_SIMT_SEED", std::to_string(seed));
+    for (const bool barrier : {true, false}) {
+      constexpr int n = 70;
+      std::vector<int> out(2 * n, -1);
+      simt::launch("test", reverse_twice, dim3(1), dim3(n), n * sizeof(int), 0,
+                   Reversal{out.data(), barrier});
+      bool right = true;
+      for (int i = 0; i < 2 * n; ++i) right = right && out[i] == n - 1 - i % n + 1000 * (i / n);
+      if (barrier) check(right, "reversal with barriers, seed " + std::to_string(seed));
+      if (!barrier) wrong_without_barrier += !right;
+    }
+  }
+  check(wrong_without_barrier == 20, "a missing barrier shows at every seed");
+
+  for (int seed = 1; seed <= 5; ++seed) {
+    const Environment environment("MAHAL_SIMT_SEED", std::to_string(seed));
+    std::vector<int> out(6 * 32, -1);
+    simt::launch("test", exchange_all, dim3(1), dim3(32), 0, 0, Exchanges{out.data()});
+    bool right = true;
+    for (int t = 0; t < 32; ++t) {
+      // Three sums over 16 lanes multiply the sum by 16 twice more.
+      const int low = 120 * 16 * 16, high = 376;
+      right = right && out[t] == 10 * (t ^ 5) && out[32 + t] == 10 * (t < 3 ? t : t - 3) &&
+              out[64 + t] == 10 * (t > 1 ? t : t + 30) && out[96 + t] == 70 &&
+              out[128 + t] == (t < 16 ? low : high) && out[160 + t] == (t < 16 ? high : low);
+    }
+    check(right, "shuffles, seed " + std::to_string(seed));
+  }
+
+  const auto schedule = [](const char* seed) {
+    const Environment environment("MAHAL_SIMT_SEED", seed);
+    std::vector<unsigned> order;
+    simt::launch("test", record_order, dim3(1), dim3(64), 0, 0, Schedule{&order});
+    return order;
+  };
+  const std::vector<unsigned> first = schedule("1");
+  check(first == schedule("1"), "the same seed gives the same schedule");
+  check(first != schedule("2"), "another seed gives another schedule");
+  check(!std::equal(first.begin(), first.begin() + 64, first.begin() + 64),
+        "the schedule changes at a barrier");
+
+  const auto fault = [](Fault kind, unsigned threads) {
+    return [kind, threads] {
+      simt::launch("test", do_fault, dim3(1, 3), dim3(threads), 0, 0, Faulty{kind});
+    };
+  };
+  check_dies(fault(Fault::half_at_barrier, 64), "divergent barrier: block (0,",
+             "half at a barrier");
+  check_dies(fault(Fault::half_at_barrier, 64), "32 exited", "half at a barrier, the others named");
+  check_dies(fault(Fault::two_barriers, 64), "32 at the block barrier of test_simt.cpp",
+             "two different barriers");
+  check_dies(fault(Fault::exit_before_barrier, 64), "1 exited", "a thread left before the barrier");
+  check_dies(fault(Fault::warp_against_block, 64), "16 at the warp collective",
+             "warp barrier against block barrier");
+  check_dies(fault(Fault::outside_mask, 32), "whose mask omits it", "caller outside the mask");
+  check_dies(fault(Fault::lane_exited, 32), "exited", "a lane of the mask has exited");
+  check_dies(fault(Fault::lane_not_in_mask, 32), "takes no part", "source lane outside the mask");
+  check_dies(fault(Fault::absent_lane, 20), "takes no part", "source lane behind a partial warp");
+  check_dies(fault(Fault::exception, 4), "an exception left the kernel", "exception in a kernel");
+
+  int one = 0;
+  const Indices target{&one};
+  const auto launch = [&](dim3 grid, dim3 block, std::size_t shared) {
+    return [=] { simt::launch("test", count_visits, grid, block, shared, 0, target); };
+  };
+  const char* limits = "test: emulated launch failed";
+  check_throws<DeviceError>(launch(dim3(1), dim3(1025), 0), limits, "too many threads");
+  check_throws<DeviceError>(launch(dim3(1), dim3(0), 0), limits, "no threads");
+  check_throws<DeviceError>(launch(dim3(0), dim3(1), 0), limits, "no blocks");
+  check_throws<DeviceError>(launch(dim3(1, 65536), dim3(1), 0), limits, "too many blocks");
+  check_throws<DeviceError>(launch(dim3(1), dim3(1), 48 * 1024 + 1), limits, "too much memory");
+  {
+    const Environment environment("MAHAL_SIMT_SEED", "x1");
+    check_throws<DeviceError>(launch(dim3(1), dim3(1), 0), "must be a whole number, got 'x1'",
+                              "seed that is no number");
+  }
+  {
+    const Environment environment("MAHAL_SIMT_STACK_KIB", "4");
+    check_throws<DeviceError>(launch(dim3(1), dim3(1), 0), "must be 8 to 65536, got 4",
+                              "stack too small");
+  }
+
+  std::vector<int> depths(3, 0);
+  const Recursion deep{1000, depths.data()};
+  {
+    const Environment environment("MAHAL_SIMT_STACK_KIB", "8192");
+    simt::launch("test", recurse, dim3(1), dim3(3), 0, 0, deep);
+    check(depths == std::vector<int>(3, 1001), "a larger stack holds a deep recursion");
+  }
+  check_dies([&] { simt::launch("test", recurse, dim3(1), dim3(3), 0, 0, deep); }, "",
+             "a stack that overflows hits the guard page");
+}
+
+}  // namespace
+}  // namespace mahal::emulator
+
+// ------------------------------------------------------------------------------ local covariance
+namespace {
+
+using mahal::Border;
+using mahal::Window;
+using Long = long double;
+
+enum class Layout { bip, bsq, bil, reversed, sliced };
+
+const char* name(Layout layout) {
+  switch (layout) {
+    case Layout::bip:
+      return "bip";
+    case Layout::bsq:
+      return "bsq";
+    case Layout::bil:
+      return "bil";
+    case Layout::reversed:
+      return "reversed";
+    case Layout::sliced:
+      return "sliced";
+  }
+  return "";
+}
+
+const char* name(Border border) {
+  return border == Border::shift     ? "shift"
+         : border == Border::reflect ? "reflect"
+                                           : "valid";
+}
+
+template <class T>
+struct Image {
+  int rows, cols, bands;
+  std::vector<T> memory;
+  const T* data = nullptr;
+  std::int64_t row_stride = 0, col_stride = 0, band_stride = 0;
+
+  Image(int rows_, int cols_, int bands_, Layout layout) : rows(rows_), cols(cols_), bands(bands_) {
+    const std::size_t size = std::size_t{1} * rows * cols * bands;
+    // Elements a stride steps over must never be read.
+    memory.assign(layout == Layout::sliced ? 4 * size : size, std::numeric_limits<T>::quiet_NaN());
+    data = memory.data();
+    switch (layout) {
+      case Layout::bip:
+        row_stride = cols * bands, col_stride = bands, band_stride = 1;
+        break;
+      case Layout::bsq:
+        band_stride = rows * cols, row_stride = cols, col_stride = 1;
+        break;
+      case Layout::bil:
+        row_stride = bands * cols, band_stride = cols, col_stride = 1;
+        break;
+      case Layout::reversed:
+        row_stride = -cols * bands, col_stride = -bands, band_stride = -1;
+        data += size - 1;
+        break;
+      case Layout::sliced:
+        row_stride = 4 * cols * bands, col_stride = 2 * bands, band_stride = 2;
+        break;
+    }
+  }
+  T& at(int y, int x, int b) {
+    return const_cast<T&>(data[y * row_stride + x * col_stride + b * band_stride]);
+  }
+};
+
+struct Case {
+  int rows, cols, bands;
+  std::vector<Window> windows;
+  Border border = Border::shift;
+  Layout layout = Layout::bip;
+  int ddof = 1;
+  double offset = 0;
+  bool mask = false;
+  bool bad_pixel = false;
+};
+
+int start(int centre, int size, int width, Border border) {
+  const int lo = centre - width / 2;
+  return border == Border::reflect ? lo : std::min(std::max(lo, 0), size - width);
+}
+
+// By walking back and forth, unlike the kernel.
+int mirror(int i, int size) {
+  while (size > 1 && (i < 0 || i >= size)) i = i < 0 ? -i : 2 * (size - 1) - i;
+  return size > 1 ? i : 0;
+}
+
+template <class T>
+struct Outputs {
+  std::vector<T> mean, covariance;
+};
+
+template <class T>
+Outputs<T> run(const Case& c, const Image<T>& image, const std::vector<std::uint8_t>& mask) {
+  const std::size_t pixels = std::size_t{1} * c.rows * c.cols;
+  Outputs<T> out{std::vector<T>(pixels * c.windows.size() * c.bands, T(-77)),
+                 std::vector<T>(pixels * c.windows.size() * c.bands * c.bands, T(-77))};
+  std::vector<std::uint8_t> states(pixels, 99);
+  mahal::LocalCovarianceLaunch<T> a;
+  a.image = image.data;
+  a.rows = c.rows;
+  a.cols = c.cols;
+  a.bands = c.bands;
+  a.row_stride = image.row_stride;
+  a.col_stride = image.col_stride;
+  a.band_stride = image.band_stride;
+  if (c.mask) {  // stored column by column
+    a.mask = mask.data();
+    a.mask_row_stride = 1;
+    a.mask_col_stride = c.rows;
+  }
+  a.windows = c.windows.data();
+  a.window_count = static_cast<int>(c.windows.size());
+  a.border = c.border;
+  a.ddof = c.ddof;
+  a.mean = out.mean.data();
+  a.covariance = out.covariance.data();
+  a.pixel_states = states.data();
+  mahal::emulator::local_covariance(a, 0);
+  return out;
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+// One window by plain loops in long double against the kernel's result. Returns what is wrong.
+template <class T>
+std::string compare_window(const Case& c, Image<T>& image, const std::vector<std::uint8_t>& mask,
+                           const Window& window, int y, int x, const T* mean,
+                           const T* covariance) {
+  const int oy = start(y, c.rows, window.outer, c.border);
+  const int ox = start(x, c.cols, window.outer, c.border);
+  const int iy = start(y, c.rows, window.inner, c.border);
+  const int ix = start(x, c.cols, window.inner, c.border);
+  std::vector<std::vector<Long>> samples;
+  bool bad =
+      c.border == Border::valid && (y < window.outer / 2 || y + window.outer / 2 >= c.rows ||
+                                          x < window.outer / 2 || x + window.outer / 2 >= c.cols);
+  for (int r = oy; r < oy + window.outer; ++r) {
+    for (int q = ox; q < ox + window.outer; ++q) {
+      if (r >= iy && r < iy + window.inner && q >= ix && q < ix + window.inner) continue;
+      const int sy = c.border == Border::reflect ? mirror(r, c.rows) : r;
+      const int sx = c.border == Border::reflect ? mirror(q, c.cols) : q;
+      if (c.mask && mask[sx * c.rows + sy] == 0) continue;
+      std::vector<Long> sample(c.bands);
+      for (int b = 0; b < c.bands; ++b) {
+        sample[b] = image.at(sy, sx, b);
+        bad = bad || !std::isfinite(sample[b]);
+      }
+      samples.push_back(sample);
+    }
+  }
+  const auto n = static_cast<Long>(samples.size());
+  const bool no_mean = bad || samples.empty();
+  const bool no_covariance = bad || static_cast<int>(samples.size()) <= c.ddof;
+  std::vector<Long> m(c.bands, 0), spread(c.bands, 0);
+  if (!no_mean) {
+    for (const auto& s : samples) {
+      for (int b = 0; b < c.bands; ++b) m[b] += (s[b] - samples[0][b]) / n;
+    }
+    // From the first sample, as a constant band must have no variance here either.
+    for (int b = 0; b < c.bands; ++b) m[b] += samples[0][b];
+    for (const auto& s : samples) {
+      for (int b = 0; b < c.bands; ++b) spread[b] = std::max(spread[b], std::abs(s[b] - m[b]));
+    }
+  }
+  // Rows are summed on their own, then the rows: at most 2 w additions in sequence, a few more
+  // roundings for the difference, the product and the division.
+  const Long unit = std::numeric_limits<T>::epsilon() * Long(2 * window.outer + 8);
+  for (int b = 0; b < c.bands; ++b) {
+    const Long limit =
+        unit * 2 * spread[b] + 2 * std::numeric_limits<T>::epsilon() * std::abs(m[b]);
+    if (no_mean ? !std::isnan(mean[b]) : !(std::abs(mean[b] - m[b]) <= limit)) {
+      return "mean of band " + std::to_string(b) + ": got " + text(mean[b]) + ", wanted " +
+             (no_mean ? "nan" : text(m[b]));
+    }
+  }
+  std::vector<Long> s(std::size_t{1} * c.bands * c.bands, 0);
+  if (!no_covariance) {
+    for (const auto& sample : samples) {
+      for (int i = 0; i < c.bands; ++i) {
+        for (int j = 0; j < c.bands; ++j) {
+          s[i * c.bands + j] += (sample[i] - m[i]) * (sample[j] - m[j]) / (n - c.ddof);
+        }
+      }
+    }
+  }
+  for (int i = 0; i < c.bands; ++i) {
+    for (int j = 0; j < c.bands; ++j) {
+      const T got = covariance[i * c.bands + j];
+      const Long wanted = s[i * c.bands + j];
+      // Cauchy-Schwarz bounds the sum of the magnitudes of the products.
+      const Long limit = unit * std::sqrt(s[i * c.bands + i] * s[j * c.bands + j]);
+      if (no_covariance ? !std::isnan(got) : !(std::abs(got - wanted) <= limit)) {
+        return "covariance of bands " + std::to_string(i) + ", " + std::to_string(j) + ": got " +
+               text(got) + ", wanted " + (no_covariance ? "nan" : text(wanted)) + " within " +
+               text(limit);
+      }
+      if (!no_covariance && got != covariance[j * c.bands + i])
+        return "covariance is not symmetric";
+    }
+  }
+  return "";
+}
+
+template <class T>
+void test_case(const Case& c) {
+  std::string label = std::string(sizeof(T) == 4 ? "float " : "double ") + std::to_string(c.rows) +
+                      "x" + std::to_string(c.cols) + "x" + std::to_string(c.bands) + " " +
+                      name(c.border) + " " + name(c.layout) + " ddof " + std::to_string(c.ddof) +
+                      (c.mask ? " mask" : "") + (c.bad_pixel ? " bad pixel" : "") + " windows";
+  for (const Window& w : c.windows) {
+    label += " (" + std::to_string(w.inner) + "," + std::to_string(w.outer) + ")";
+  }
+  std::mt19937 rng(static_cast<unsigned>(c.rows * 1000 + c.cols * 10 + c.bands));
+  std::normal_distribution<double> normal;
+  Image<T> image(c.rows, c.cols, c.bands, c.layout);
+  std::vector<std::uint8_t> mask(std::size_t{1} * c.rows * c.cols, 1);
+  for (int y = 0; y < c.rows; ++y) {
+    for (int x = 0; x < c.cols; ++x) {
+      const double common = normal(rng);
+      for (int b = 0; b < c.bands; ++b) {
+        // The first band is constant: its covariances must be exactly zero.
+        image.at(y, x, b) = static_cast<T>(
+            b == 0 && c.bands > 1 ? 0.1 + c.offset : common + (1 + b % 3) * normal(rng) + c.offset);
+      }
+      if (c.mask && rng() % 3 == 0) {
+        mask[x * c.rows + y] = 0;
+        // What the mask hides may be anything.
+        image.at(y, x, c.bands - 1) = std::numeric_limits<T>::quiet_NaN();
+      }
+    }
+  }
+  if (c.bad_pixel) {
+    image.at(c.rows / 3, c.cols / 2, c.bands / 2) = std::numeric_limits<T>::infinity();
+    mask[c.cols / 2 * c.rows + c.rows / 3] = 1;
+  }
+  const Outputs<T> out = run(c, image, mask);
+  std::string wrong;
+  int wrong_windows = 0;
+  for (int y = 0; y < c.rows; ++y) {
+    for (int x = 0; x < c.cols; ++x) {
+      for (std::size_t k = 0; k < c.windows.size(); ++k) {
+        const std::size_t at = (std::size_t{1} * y * c.cols + x) * c.windows.size() + k;
+        const T* covariance = &out.covariance[at * c.bands * c.bands];
+        const std::string message =
+            compare_window(c, image, mask, c.windows[k], y, x, &out.mean[at * c.bands], covariance);
+        if (message.empty()) continue;
+        if (wrong_windows++ == 0) {
+          wrong = " at (" + std::to_string(y) + "," + std::to_string(x) + "): " + message;
+        }
+      }
+    }
+  }
+  check(wrong_windows == 0, "local_covariance " + label + ": " + std::to_string(wrong_windows) +
+                                " wrong windows, the first" + wrong);
+  const Environment environment("MAHAL_SIMT_SEED", "2");
+  const Outputs<T> again = run(c, image, mask);
+  check(same_bits(out.mean, again.mean) && same_bits(out.covariance, again.covariance),
+        "local_covariance " + label + ": not the same bits under another schedule");
+}
+
+void test_local_covariance() {
+  const auto both = [](const Case& c) {
+    test_case<float>(c);
+    test_case<double>(c);
+  };
+  both({.rows = 1, .cols = 1, .bands = 3, .windows = {{1, 0}}, .ddof = 0});
+  both({.rows = 1, .cols = 1, .bands = 8, .windows = {{1, 0}}});
+  both({.rows = 1, .cols = 1, .bands = 2, .windows = {{3, 0}}, .border = Border::reflect});
+  both({.rows = 1, .cols = 9, .bands = 1, .windows = {{1, 0}}, .ddof = 0});
+  both({.rows = 7, .cols = 7, .bands = 3, .windows = {{7, 0}}});
+  both({.rows = 7, .cols = 7, .bands = 8, .windows = {{7, 1}}, .border = Border::valid});
+  for (const int bands : {1, 3, 8, 17, 40}) {
+    for (const Layout layout :
+         {Layout::bip, Layout::bsq, Layout::bil, Layout::reversed, Layout::sliced}) {
+      const Layout next = layout == Layout::sliced ? Layout::bip : Layout::bsq;
+      both({.rows = 9, .cols = 11, .bands = bands, .windows = {{5, 3}}, .layout = layout});
+      both({.rows = 12,
+            .cols = 8,
+            .bands = bands,
+            .windows = {{7, 3}},
+            .border = Border::reflect,
+            .layout = next,
+            .offset = 10000});
+    }
+    both({.rows = 10, .cols = 19, .bands = bands, .windows = {{3, 0}}, .mask = true});
+    both({.rows = 11,
+          .cols = 9,
+          .bands = bands,
+          .windows = {{5, 1}},
+          .ddof = 2,
+          .mask = true,
+          .bad_pixel = true});
+    both({.rows = 13,
+          .cols = 9,
+          .bands = bands,
+          .windows = {{3, 1}, {5, 0}, {9, 5}},
+          .border = Border::valid,
+          .bad_pixel = true});
+    both({.rows = 9,
+          .cols = 10,
+          .bands = bands,
+          .windows = {{7, 5}},
+          .border = Border::reflect,
+          .offset = 10000,
+          .mask = true});
+  }
+  // More pixels than a tile, more bands than two band blocks, windows that take several chunks.
+  both({.rows = 33, .cols = 35, .bands = 4, .windows = {{5, 0}, {11, 3}}, .offset = 10000});
+  both({.rows = 5, .cols = 6, .bands = 70, .windows = {{5, 1}}, .layout = Layout::bsq});
+  both({.rows = 41, .cols = 42, .bands = 2, .windows = {{41, 21}}, .mask = true});
+  Case wide{.rows = 64, .cols = 3, .bands = 36, .windows = {{3, 1}}};
+  both(wide);
+  both({.rows = 3, .cols = 2, .bands = 33, .windows = {{31, 5}}, .border = Border::reflect});
+  both(
+      {.rows = 2, .cols = 3, .bands = 40, .windows = {{101, 21}}, .border = Border::reflect});
+}
+
+// ------------------------------------------------------------------------------------- Cholesky
+template <class T>
+struct Matrices {
+  int n;
+  std::int64_t batch;
+  std::vector<T> values;  // batch x n x n
+
+  T& at(std::int64_t k, int i, int j) { return values[(k * n + i) * n + j]; }
+};
+
+template <class T>
+Matrices<T> random_matrices(int n, std::int64_t batch) {
+  Matrices<T> m{n, batch, std::vector<T>(static_cast<std::size_t>(batch * n * n))};
+  std::mt19937 rng(static_cast<unsigned>(100 * n + batch));
+  std::normal_distribution<double> normal;
+  const int samples = n + 8;
+  for (std::int64_t k = 0; k < batch; ++k) {
+    std::vector<double> x(static_cast<std::size_t>(samples * n));
+    for (double& v : x) v = normal(rng);
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j <= i; ++j) {
+        double sum = i == j ? 0.1 : 0;
+        for (int s = 0; s < samples; ++s) sum += x[s * n + i] * x[s * n + j] / samples;
+        // Scales that differ from band to band must not matter.
+        m.at(k, i, j) = m.at(k, j, i) = static_cast<T>(std::ldexp(sum, i % 5 + j % 5));
+      }
+    }
+  }
+  return m;
+}
+
+template <class T>
+struct Factors {
+  Matrices<T> factor;
+  std::vector<std::uint8_t> status;
+};
+
+template <class T>
+Factors<T> factorise(const Matrices<T>& m, T loading, const T* data, std::int64_t batch_stride,
+                     std::int64_t row_stride, std::int64_t col_stride) {
+  Factors<T> out{{m.n, m.batch, std::vector<T>(m.values.size(), T(-77))},
+                 std::vector<std::uint8_t>(static_cast<std::size_t>(m.batch), 99)};
+  mahal::CholeskyLaunch<T> launch;
+  launch.a = data;
+  launch.batch = m.batch;
+  launch.n = m.n;
+  launch.batch_stride = batch_stride;
+  launch.row_stride = row_stride;
+  launch.col_stride = col_stride;
+  launch.loading = loading;
+  launch.factor = out.factor.values.data();
+  launch.status = out.status.data();
+  mahal::emulator::cholesky(launch, 0);
+  return out;
+}
+
+template <class T>
+Factors<T> factorise(const Matrices<T>& m, T loading = 0) {
+  return factorise(m, loading, m.values.data(), std::int64_t{m.n} * m.n, m.n, 1);
+}
+
+// |A - L L^T| <= (n + 1) eps |L| |L^T| entry by entry, and |L| |L^T| <= sqrt(a_ii a_jj) (Higham,
+// Accuracy and Stability of Numerical Algorithms, theorem 10.3); twice that for the multiplication
+// by a reciprocal and for the loading.
+template <class T>
+std::string factor_error(Matrices<T>& m, Matrices<T>& l, std::int64_t k, T loading) {
+  const int n = m.n;
+  Long load = 0;
+  for (int i = 0; i < n; ++i) load += Long(loading) * m.at(k, i, i) / n;
+  for (int i = 0; i < n; ++i) {
+    if (!(l.at(k, i, i) > 0)) return "the diagonal is not positive";
+    for (int j = 0; j < n; ++j) {
+      if (j > i && l.at(k, i, j) != 0) return "above the diagonal is not zero";
+      if (j > i) continue;
+      Long sum = 0;
+      for (int s = 0; s <= j; ++s) sum += Long(l.at(k, i, s)) * l.at(k, j, s);
+      const Long wanted = m.at(k, i, j) + (i == j ? load : 0);
+      const Long limit = Long(2 * (n + 4)) * std::numeric_limits<T>::epsilon() *
+                         std::sqrt((m.at(k, i, i) + load) * (m.at(k, j, j) + load));
+      if (!(std::abs(sum - wanted) <= limit)) {
+        return "entry (" + std::to_string(i) + "," + std::to_string(j) + ") of L L^T: got " +
+               text(sum) + ", wanted " + text(wanted) + " within " + text(limit);
+      }
+    }
+  }
+  return "";
+}
+
+template <class T>
+void check_factors(const std::string& what, Matrices<T>& m, Factors<T>& f, T loading = 0) {
+  std::string wrong;
+  for (std::int64_t k = 0; k < m.batch && wrong.empty(); ++k) {
+    wrong = f.status[k] != 0 ? "status " + std::to_string(f.status[k])
+                             : factor_error(m, f.factor, k, loading);
+    if (!wrong.empty()) wrong = " matrix " + std::to_string(k) + ": " + wrong;
+  }
+  check(wrong.empty(), what + wrong);
+}
+
+template <class T>
+bool all_nan_below(Matrices<T>& l, std::int64_t k) {
+  for (int i = 0; i < l.n; ++i) {
+    for (int j = 0; j < l.n; ++j) {
+      if (j > i ? l.at(k, i, j) != 0 : !std::isnan(l.at(k, i, j))) return false;
+    }
+  }
+  return true;
+}
+
+template <class T>
+void test_cholesky_of(int n, std::int64_t batch) {
+  const std::string label = std::string("cholesky ") + (sizeof(T) == 4 ? "float" : "double") +
+                            " n " + std::to_string(n) + " batch " + std::to_string(batch);
+  Matrices<T> m = random_matrices<T>(n, batch);
+  Factors<T> f = factorise(m);
+  check_factors(label, m, f);
+  {
+    const Environment environment("MAHAL_SIMT_SEED", "2");
+    const Factors<T> again = factorise(m);
+    check(same_bits(f.factor.values, again.factor.values) && f.status == again.status,
+          label + ": not the same bits under another schedule");
+  }
+  const T loading = T(0.25);
+  Factors<T> loaded = factorise(m, loading);
+  check_factors(label + " loaded", m, loaded, loading);
+
+  // The batch backwards, and each matrix transposed with its other half unreadable.
+  Matrices<T> half = m;
+  for (std::int64_t k = 0; k < batch; ++k) {
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j < i; ++j) half.at(k, i, j) = std::numeric_limits<T>::quiet_NaN();
+    }
+  }
+  const std::int64_t size = std::int64_t{n} * n;
+  const Factors<T> backwards =
+      factorise(half, T(0), half.values.data() + (batch - 1) * size, -size, 1, n);
+  bool same = true;
+  for (std::int64_t k = 0; k < batch; ++k) {
+    same = same && std::memcmp(&backwards.factor.values[k * size],
+                               &f.factor.values[(batch - 1 - k) * size], size * sizeof(T)) == 0;
+  }
+  check(same, label + " with strides");
+
+  // Broken matrices in a batch leave their neighbours as they are.
+  Matrices<T> broken = m;
+  const auto spoil = [&](std::int64_t k, const std::function<T(int, int)>& entry) {
+    if (k >= batch) return;
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j < n; ++j) broken.at(k, i, j) = entry(i, j);
+    }
+  };
+  spoil(0, [&](int i, int j) {  // one negative eigenvalue, found at the last pivot
+    return i == j ? (i == n - 1 ? T(-1) : T(1)) : T(0);
+  });
+  spoil(1, [&](int i, int j) {  // rank one; for n = 1 zero
+    return n == 1 ? T(0) : static_cast<T>((1 + i % 7) * (1 + j % 7));
+  });
+  spoil(2, [&](int i, int j) {  // not a number in the corner
+    return i == j ? T(2) : i == n - 1 && j == 0 ? std::numeric_limits<T>::quiet_NaN() : T(0);
+  });
+  if (n == 1 && batch > 2) broken.at(2, 0, 0) = std::numeric_limits<T>::infinity();
+  Factors<T> g = factorise(broken);
+  for (std::int64_t k = 0; k < batch; ++k) {
+    const int wanted = k < 2 ? 2 : k == 2 ? 3 : 0;
+    const bool good = g.status[k] == wanted &&
+                      (k < 3 ? all_nan_below(g.factor, k)
+                             : std::memcmp(&g.factor.values[k * size], &f.factor.values[k * size],
+                                           size * sizeof(T)) == 0);
+    if (!good || k < 3) {
+      check(good, label + " broken matrix " + std::to_string(k) + ": status " +
+                      std::to_string(g.status[k]) + ", wanted " + std::to_string(wanted));
+    }
+  }
+  if (n > 1 && batch > 1) {
+    Matrices<T> rank_one{n, 1, {broken.values.begin() + size, broken.values.begin() + 2 * size}};
+    Factors<T> h = factorise(rank_one, T(0.01));
+    check_factors(label + " rank one, loaded", rank_one, h, T(0.01));
+  }
+}
+
+void test_cholesky() {
+  for (const int n : {1, 2, 3, 5, 8, 9, 16, 17, 31, 32, 33, 48, 63, 64}) {
+    for (const std::int64_t batch : {1, 5, 37}) {
+      test_cholesky_of<float>(n, batch);
+      test_cholesky_of<double>(n, batch);
+    }
+  }
+  for (const int n : {65, 80, 97, 129, 162, 255, 256}) {
+    test_cholesky_of<float>(n, 4);
+    test_cholesky_of<double>(n, 4);
+  }
+}
+
+}  // namespace
+
+int main() {
+  mahal::emulator::test_emulator();
+  test_local_covariance();
+  test_cholesky();
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed == 0 ? 0 : 1;
+}

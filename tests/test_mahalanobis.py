@@ -1,0 +1,133 @@
+"""mahalanobis: reference, closed forms, affine invariance, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import mahal
+import numpy as np
+import pytest
+from mahal.testing import (
+    Case,
+    OpSpec,
+    random_scene,
+    random_spd,
+    reference,
+    run_op_checks,
+    tolerance,
+)
+
+CONDITION = 50.0
+
+
+def cases(rng: np.random.Generator) -> Iterator[Case]:
+    for shape in [(4,), (37, 3), (1, 1), (9, 11, 5), (5, 33, 17), (6, 4, 6), (40, 70)]:
+        x = random_scene(shape, rng, offset=1.0, scale=1.0)
+        mean = 1.0 + 0.1 * rng.standard_normal(shape[-1])
+        covariance = random_spd(shape[-1], CONDITION, rng)
+        axis = 0 if len(shape) > 1 else None
+        yield Case(
+            f"shape {shape}",
+            (x, mean, covariance),
+            condition=CONDITION,
+            terms=shape[-1],
+            broadcast_axis=axis,
+        )
+
+
+def distances_are_not_negative(case: Case, outputs: tuple[np.ndarray, ...]) -> None:
+    assert (outputs[0] >= 0).all()
+
+
+SPEC = OpSpec(
+    name="mahalanobis",
+    function=lambda x, mean, covariance: mahal.mahalanobis(x, mean, covariance),
+    reference=reference.mahalanobis,
+    cases=cases,
+    invariants=[distances_are_not_negative],
+)
+
+
+def test_against_the_reference() -> None:
+    assert run_op_checks(SPEC).failures == 0
+
+
+def test_the_identity_gives_the_squared_euclidean_distance() -> None:
+    x = np.array([[3.0, 4.0], [0.0, 0.0]])
+    np.testing.assert_array_equal(mahal.mahalanobis(x, np.zeros(2), np.eye(2)), [25.0, 0.0])
+
+
+def test_a_diagonal_covariance_weighs_the_bands() -> None:
+    x = np.array([[2.0, 3.0, 5.0]])
+    covariance = np.diag([4.0, 9.0, 25.0])
+    np.testing.assert_allclose(
+        mahal.mahalanobis(x, np.zeros(3), covariance), [3.0], rtol=tolerance(np.float64)
+    )
+
+
+def test_it_is_the_squared_norm_of_whitened_samples() -> None:
+    x = random_scene((30, 20, 6), np.random.default_rng(1))
+    mean, covariance = mahal.mean_covariance(x)
+    white = mahal.whiten(x, mean, covariance)
+    np.testing.assert_allclose(
+        mahal.mahalanobis(x, mean, covariance),
+        (white**2).sum(axis=-1),
+        rtol=tolerance(np.float64, terms=6, condition=CONDITION),
+    )
+
+
+def test_affine_invariance_at_large_scale() -> None:
+    rng = np.random.default_rng(2)
+    x = random_scene((300, 5), rng, offset=0.0, scale=1.0)
+    mean, covariance = mahal.mean_covariance(x)
+    a = 1e8 * random_spd(5, 10.0, rng)
+    b = 1e9 * rng.standard_normal(5)
+    moved = mahal.mahalanobis(x @ a.T + b, a @ mean + b, a @ covariance @ a.T)
+    want = mahal.mahalanobis(x, mean, covariance)
+    allowed = tolerance(np.float64, terms=5, condition=CONDITION * 100 * 10)
+    np.testing.assert_allclose(moved, want, rtol=0, atol=allowed * want.max())
+
+
+def test_scipy_agrees() -> None:
+    distance = pytest.importorskip("scipy.spatial.distance")
+    x = random_scene((25, 4), np.random.default_rng(3))
+    mean, covariance = mahal.mean_covariance(x)
+    want = distance.cdist(x, mean[None], "mahalanobis", VI=np.linalg.inv(covariance))[:, 0] ** 2
+    allowed = tolerance(np.float64, terms=4, condition=CONDITION)
+    np.testing.assert_allclose(
+        mahal.mahalanobis(x, mean, covariance), want, rtol=0, atol=allowed * want.max()
+    )
+
+
+X, MEAN, COVARIANCE = np.ones((5, 3)), np.zeros(3), np.eye(3)
+ASYMMETRIC = np.array([[2.0, 1.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("x", "mean", "covariance", "argument"),
+    [
+        (np.ones((5, 0)), MEAN, COVARIANCE, "x"),
+        (np.ones((5, 4)), MEAN, COVARIANCE, "(x|mean)"),
+        (X, np.zeros(4), COVARIANCE, "mean"),
+        (X, MEAN, np.eye(4), "covariance"),
+        (X, MEAN, ASYMMETRIC, "covariance"),
+        (X, MEAN, np.zeros((3, 3)), "covariance"),
+    ],
+)
+def test_bad_values(x: Any, mean: Any, covariance: Any, argument: str) -> None:
+    with pytest.raises(ValueError, match=rf"^mahalanobis: {argument}: .*, got .*$"):
+        mahal.mahalanobis(x, mean, covariance)
+
+
+@pytest.mark.parametrize(
+    ("x", "mean", "covariance", "argument"),
+    [
+        (X.astype(complex), MEAN, COVARIANCE, "x"),
+        (X, MEAN.astype(int), COVARIANCE, "mean"),
+        (X, MEAN, COVARIANCE.astype(int), "covariance"),
+    ],
+)
+def test_bad_types(x: Any, mean: Any, covariance: Any, argument: str) -> None:
+    with pytest.raises(TypeError, match=rf"^mahalanobis: {argument}: .*, got .*$"):
+        mahal.mahalanobis(x, mean, covariance)
