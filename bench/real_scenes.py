@@ -17,9 +17,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 import mahal
+import numpy as np
 from mahal import metrics, scenes
 
 WINDOW = (5, 21)

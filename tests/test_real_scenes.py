@@ -1,29 +1,22 @@
 """RX on public scenes against printed and independently measured figures.
 
-The scenes are not part of the project: MAHAL_DATA names the folder that has them, otherwise they
-are looked for in ../shared/data beside the checkout, and the tests are skipped without them.
+The scenes are not part of the project; without them the tests are skipped.
 """
 
 import importlib.util
-import os
 import sys
 import warnings
 from pathlib import Path
 
+import mahal
 import numpy as np
 import pytest
-
-import mahal
 from mahal import cli, metrics, scenes
-
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("MAHAL_DATA", ROOT.parent / "shared" / "data")) / "hyperspectral"
-
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="no real scenes here, see MAHAL_DATA")
 
 
 def load_bench():
-    spec = importlib.util.spec_from_file_location("real_scenes", ROOT / "bench" / "real_scenes.py")
+    path = Path(__file__).resolve().parents[1] / "bench" / "real_scenes.py"
+    spec = importlib.util.spec_from_file_location("real_scenes", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -65,15 +58,20 @@ LOCAL = {
 }
 
 
+@pytest.fixture(scope="session")
+def folder(data_dir):
+    return data_dir / "hyperspectral"
+
+
 @pytest.fixture(scope="module")
-def measured():
+def measured(folder):
     """Figures of each scene, measured once."""
     found = {}
 
     def measure(name):
         if name not in found:
             source = SOURCES[name]
-            found[name] = bench.measure(bench.read(DATA, source), source)
+            found[name] = bench.measure(bench.read(folder, source), source)
         return found[name]
 
     return measure
@@ -101,17 +99,18 @@ def test_local_rx_areas(measured, name):
 
 
 @pytest.mark.parametrize("name", GLOBAL)
-def test_scores_of_global_rx_sum_to_bands_times_samples_less_one(name):
-    image = bench.read(DATA, SOURCES[name]).image.astype(np.float64)
+def test_scores_of_global_rx_sum_to_bands_times_samples_less_one(folder, name):
+    image = bench.read(folder, SOURCES[name]).image.astype(np.float64)
     rows, cols, bands = image.shape
     covariance = np.cov(image.reshape(-1, bands), rowvar=False)
     bound = 8 * bands * np.finfo(np.float64).eps * np.linalg.cond(covariance)
     assert mahal.rx(image).sum() == pytest.approx(bands * (rows * cols - 1), rel=bound)
 
 
-def test_windows_that_are_not_positive_definite_are_counted():
-    scene = scenes.read(DATA / "muufl-51x88x72.mat")
-    assert scene.image.shape == (51, 88, 72) and scene.unused == ("mask_sub (51 x 88)",)
+def test_windows_that_are_not_positive_definite_are_counted(folder):
+    scene = scenes.read(folder / "muufl-51x88x72.mat")
+    assert scene.image.shape == (51, 88, 72)
+    assert scene.unused == ("mask_sub (51 x 88)",)
     with pytest.warns(mahal.SingularWarning, match="132"):
         scores, status = mahal.rx(
             scene.image.astype(np.float64), window=(5, 21), singular="nan", return_status=True
@@ -120,15 +119,15 @@ def test_windows_that_are_not_positive_definite_are_counted():
     np.testing.assert_array_equal(np.isnan(scores), status == 2)
 
 
-def test_both_envi_scenes_have_wavelengths_and_two_readers_agree():
+def test_both_envi_scenes_have_wavelengths_and_two_readers_agree(folder):
     import rasterio
 
     for name, first, last in (("SDData", 429.41, 2470.46), ("LHData", 390.19, 856.45)):
-        scene = scenes.read(DATA / "envi" / f"{name}.hdr")
+        scene = scenes.read(folder / "envi" / f"{name}.hdr")
         np.testing.assert_allclose(scene.wavelengths[[0, -1]], (first, last), atol=0.005)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with rasterio.open(DATA / "envi" / name) as file:
+            with rasterio.open(folder / "envi" / name) as file:
                 np.testing.assert_array_equal(scene.image, np.moveaxis(file.read(), 0, -1))
 
 
@@ -142,12 +141,12 @@ def test_both_envi_scenes_have_wavelengths_and_two_readers_agree():
         ("envi/LHData.hdr", "envi/LHDataGt.bmp", "hdr"),
     ],
 )
-def test_command_on_real_scenes(tmp_path, capsys, name, truth, ending):
-    options = [] if truth is None else ["--truth", str(DATA / truth)]
-    assert cli.main(["detect", str(DATA / name), *options, "-o", str(tmp_path)]) == 0
+def test_command_on_real_scenes(tmp_path, capsys, folder, name, truth, ending):
+    options = [] if truth is None else ["--truth", str(folder / truth)]
+    assert cli.main(["detect", str(folder / name), *options, "-o", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     source = SOURCES[Path(name).name]
-    scene = bench.read(DATA, source)
+    scene = bench.read(folder, source)
     scores = scenes.read_map(tmp_path / f"{scene.name}_scores.{ending}")
     areas = metrics.roc_areas(scores, scene.truth)
     assert f"AUC(D,F)    {areas.auc_df:.5f}" in out

@@ -25,7 +25,7 @@ Rows = list[tuple[str, str]]
 
 DEMO = "mahal-demo"
 # Values of the status map of mahal.rx.
-TOO_FEW, SINGULAR, NOT_FINITE, MASKED = 1, 2, 3, 4
+TOO_FEW, SINGULAR, NOT_FINITE, LEFT_OUT = 1, 2, 3, 4
 AREAS = {
     "auc_df": "AUC(D,F)",
     "auc_dtau": "AUC(D,tau)",
@@ -227,6 +227,7 @@ def _detect(args: argparse.Namespace) -> None:
             truth = None
         areas = None if truth is None else metrics.roc_areas(scores, truth)
 
+        masked = 0 if scene.mask is None else int((~scene.mask).sum())
         files = scenes.write(stage / score_files[0].name, scores, like=scene)
         title = f"{scene.name} · {_method(window)} · false-alarm rate {args.false_alarm_rate:g}"
         figure = pictures.detection_figure(
@@ -260,7 +261,8 @@ def _detect(args: argparse.Namespace) -> None:
             "samples": finite[0],
             "seconds": seconds,
             "pixels_scored": int(np.isfinite(scores).sum()),
-            "pixels_masked": int((status == MASKED).sum()),
+            "pixels_masked": masked,
+            "pixels_at_the_edge": int((status == LEFT_OUT).sum()) - masked,
             "pixels_not_finite": int((status == NOT_FINITE).sum()),
             "pixels_with_too_few_samples": int((status == TOO_FEW).sum()),
             "pixels_singular": int((status == SINGULAR).sum()),
@@ -323,7 +325,8 @@ def _background(args: argparse.Namespace, scene: Scene) -> Array:
             f"{path}: --background: must have the {scene.image.shape[2]} bands of the scene, "
             f"got {other.image.shape[2]}"
         )
-    return other.image[_used(other)]
+    kind = np.result_type(scene.image.dtype, other.image.dtype)
+    return other.image[_used(other)].astype(kind, copy=False)
 
 
 def _used(scene: Scene) -> npt.NDArray[np.bool_]:
@@ -337,6 +340,9 @@ def _score(
     window: int | tuple[int, int] | None,
     background: Array | None,
 ) -> tuple[Array, Array, float]:
+    image = scene.image
+    if background is not None:
+        image = image.astype(background.dtype, copy=False)
     progress = _Progress(sys.stderr) if sys.stderr.isatty() else None
     begin = time.perf_counter()
     try:
@@ -344,7 +350,7 @@ def _score(
             # The summary counts the singular pixels.
             warnings.simplefilter("ignore", mahal.SingularWarning)
             scores, status = mahal.rx(
-                scene.image,
+                image,
                 window=window,
                 background=background,
                 mask=scene.mask,
@@ -443,6 +449,7 @@ def _detect_rows(scene: Scene, summary: Mapping[str, Any], method: str) -> Rows:
     ]
     for field, word in (
         ("pixels_masked", "masked"),
+        ("pixels_at_the_edge", "at the edge"),
         ("pixels_not_finite", "not finite"),
         ("pixels_with_too_few_samples", "too few"),
     ):
