@@ -145,7 +145,7 @@ def test_mask_lowers_the_samples_and_is_not_scored(folder, capsys, simulated):
     np.testing.assert_array_equal(np.isnan(scores), use == 0)
     counts = significance.window_samples((ROWS, COLS), (3, 9), mask=use.astype(bool))
     assert rows["masked"] == "150 pixels"
-    assert rows["samples"] == f"{counts[counts > 0].min()} to {counts.max()}"
+    assert rows["samples"] == f"{counts[use == 1].min()} to {counts.max()}"
     threshold = significance.rx_threshold(1e-3, BANDS, counts)
     summary = json.loads((folder / "s_summary.json").read_text())
     assert summary["detections"] == int((scores >= threshold).sum())
