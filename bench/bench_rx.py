@@ -95,7 +95,7 @@ SPECTRAL_ROWS, SPECTRAL_COLS = 10, 5
 def spectral_call(spectral: Any, image: np.ndarray) -> Callable[[], Any]:
     """Spectral Python's rx on a block of pixels in the middle of the scene."""
     spectral.settings.show_progress = False
-    detector = spectral.algorithms.detectors.RX()
+    detector = spectral.RX()
     top, left = image.shape[0] // 2 - SPECTRAL_ROWS // 2, image.shape[1] // 2
 
     def score(background: Any, x: np.ndarray) -> Any:
@@ -103,7 +103,7 @@ def spectral_call(spectral: Any, image: np.ndarray) -> Callable[[], Any]:
         return detector(x)
 
     def call() -> Any:
-        return spectral.algorithms.spatial.map_outer_window_stats(
+        return spectral.map_outer_window_stats(
             score,
             image,
             INNER,

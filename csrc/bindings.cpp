@@ -40,11 +40,16 @@ void translate(std::exception_ptr thrown) {
   }
 }
 
+std::string quoted(const std::string& name) {
+  std::string text(1, '\'');
+  return text.append(name).append(1, '\'');
+}
+
 mahal::Isa isa_from_name(const std::string& name) {
   for (mahal::Isa isa : {mahal::Isa::base, mahal::Isa::avx2, mahal::Isa::avx512}) {
     if (name == mahal::isa_name(isa)) return isa;
   }
-  mahal::throw_value_error("set_isa", "isa", "must be base, avx2 or avx512", "'" + name + "'");
+  mahal::throw_value_error("set_isa", "isa", "must be base, avx2 or avx512", quoted(name));
 }
 
 std::vector<std::string> supported_isas() {
@@ -64,7 +69,7 @@ mahal::Backend backend_from_name(const std::string& name) {
     if (name == backend_name(backend)) return backend;
   }
   mahal::throw_value_error("set_backend", "backend", "must be automatic or emulator",
-                           "'" + name + "'");
+                           quoted(name));
 }
 
 py::dict build_facts() {
@@ -128,7 +133,7 @@ mahal::Border border_from_name(const char* op, const std::string& name) {
   if (name == "shift") return mahal::Border::shift;
   if (name == "reflect") return mahal::Border::reflect;
   if (name == "valid") return mahal::Border::valid;
-  mahal::throw_value_error(op, "border", "must be 'shift', 'reflect' or 'valid'", "'" + name + "'");
+  mahal::throw_value_error(op, "border", "must be 'shift', 'reflect' or 'valid'", quoted(name));
 }
 
 // (inner, outer), as Python writes it.

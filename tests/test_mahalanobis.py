@@ -22,7 +22,7 @@ CONDITION = 50.0
 
 
 def cases(rng: np.random.Generator) -> Iterator[Case]:
-    for shape in [(4,), (37, 3), (1, 1), (9, 11, 5), (5, 33, 17), (2, 3, 4, 6), (40, 70)]:
+    for shape in [(4,), (37, 3), (1, 1), (9, 11, 5), (5, 33, 17), (6, 4, 6), (40, 70)]:
         x = random_scene(shape, rng, offset=1.0, scale=1.0)
         mean = 1.0 + 0.1 * rng.standard_normal(shape[-1])
         covariance = random_spd(shape[-1], CONDITION, rng)
@@ -124,8 +124,8 @@ def test_bad_values(x: Any, mean: Any, covariance: Any, argument: str) -> None:
     ("x", "mean", "covariance", "argument"),
     [
         (X.astype(complex), MEAN, COVARIANCE, "x"),
-        (X, MEAN.astype(np.float32), COVARIANCE, "mean"),
-        (X, MEAN, COVARIANCE.astype(np.float32), "covariance"),
+        (X, MEAN.astype(int), COVARIANCE, "mean"),
+        (X, MEAN, COVARIANCE.astype(int), "covariance"),
     ],
 )
 def test_bad_types(x: Any, mean: Any, covariance: Any, argument: str) -> None:

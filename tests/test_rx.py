@@ -384,7 +384,7 @@ def test_valid_borders_are_not_scored() -> None:
     inside = np.zeros((12, 13), dtype=bool)
     inside[2:-2, 2:-2] = True
     np.testing.assert_array_equal(np.isfinite(scores), inside)
-    np.testing.assert_array_equal(status, np.where(inside, reference.OK, reference.TOO_FEW_SAMPLES))
+    np.testing.assert_array_equal(status, np.where(inside, reference.OK, reference.MASKED))
     allowed = tolerance(np.float64, condition=CONDITION, terms=5)
     np.testing.assert_allclose(
         scores[inside], mahal.rx(image, window=(1, 5))[inside], rtol=0, atol=allowed * 100
@@ -402,6 +402,17 @@ def test_an_image_is_its_own_background() -> None:
     np.testing.assert_allclose(distance, scores, rtol=0, atol=allowed * scores.max())
     fixed = mahal.rx(image, covariance=covariance)
     np.testing.assert_allclose(fixed, scores, rtol=0, atol=allowed * scores.max())
+
+
+@pytest.mark.parametrize("window", [None, (3, 7)])
+def test_a_float64_covariance_serves_a_float32_image(window: Any) -> None:
+    image = random_scene((14, 15, 3), np.random.default_rng(22)).astype(np.float32)
+    _, covariance = reference.mean_covariance(image)
+    scores = mahal.rx(image, covariance=covariance, window=window)
+    want, _ = reference.rx(image, covariance=covariance, window=window)
+    assert scores.dtype == np.float32
+    allowed = tolerance(np.float32, condition=CONDITION, terms=7) * want.max()
+    np.testing.assert_allclose(scores, want, rtol=0, atol=allowed)
 
 
 @pytest.mark.parametrize("window", [None, (3, 9), 7])
@@ -470,7 +481,7 @@ def test_bad_values(image: np.ndarray, params: dict[str, Any], argument: str) ->
         (IMAGE, {"window": (1.0, 5.0)}, "window"),
         (IMAGE, {"window": "5"}, "window"),
         (IMAGE, {"mask": np.ones((12, 13))}, "mask"),
-        (IMAGE.astype(np.float32), {"covariance": np.eye(3)}, "covariance"),
+        (IMAGE, {"covariance": np.eye(3, dtype=int)}, "covariance"),
         (IMAGE.astype(np.float32), {"background": IMAGE}, "background"),
     ],
 )

@@ -108,8 +108,8 @@ def test_libraries_do_not_mix() -> None:
 
 def test_dtypes_do_not_mix() -> None:
     image = torch.from_numpy(IMAGE)
-    with pytest.raises(TypeError, match=r"^whiten: covariance: .*, got .*$"):
-        mahal.whiten(image, torch.from_numpy(MEAN), torch.from_numpy(COVARIANCE).float())
+    with pytest.raises(TypeError, match=r"^rx: background: .*, got .*$"):
+        mahal.rx(image, background=image.float())
 
 
 def test_meta_tensors_are_refused() -> None:

@@ -22,7 +22,7 @@ CONDITION = 50.0
 
 
 def cases(rng: np.random.Generator) -> Iterator[Case]:
-    for shape in [(4,), (37, 3), (1, 1), (9, 11, 5), (5, 33, 17), (2, 3, 4, 6), (40, 70)]:
+    for shape in [(4,), (37, 3), (1, 1), (9, 11, 5), (5, 33, 17), (6, 4, 6), (40, 70)]:
         x = random_scene(shape, rng, offset=1.0, scale=1.0)
         mean = 1.0 + 0.1 * rng.standard_normal(shape[-1])
         covariance = random_spd(shape[-1], CONDITION, rng)
@@ -93,6 +93,18 @@ def test_large_offset_costs_no_accuracy() -> None:
     np.testing.assert_allclose(mahal.whiten(x, mean, covariance), want, rtol=0, atol=allowed)
 
 
+def test_float64_statistics_serve_float32_pixels() -> None:
+    x = random_scene((60, 6), np.random.default_rng(5)).astype(np.float32)
+    mean, covariance = reference.mean_covariance(x)
+    white = mahal.whiten(x, mean, covariance)
+    want = reference.whiten(x, mean, covariance)
+    assert white.dtype == np.float32
+    # Nothing but the result is rounded to float32.
+    np.testing.assert_allclose(
+        white, want, rtol=tolerance(np.float32, constant=1.0), atol=1e-12 * np.abs(want).max()
+    )
+
+
 X, MEAN, COVARIANCE = np.ones((5, 3)), np.zeros(3), np.eye(3)
 ASYMMETRIC = np.array([[2.0, 1.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]])
 
@@ -100,7 +112,7 @@ ASYMMETRIC = np.array([[2.0, 1.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]])
 @pytest.mark.parametrize(
     ("x", "mean", "covariance", "argument"),
     [
-        (np.float64(1.0).reshape(()), MEAN, COVARIANCE, "x"),
+        (np.array(1.0), MEAN, COVARIANCE, "x"),
         (np.ones((5, 0)), MEAN, COVARIANCE, "x"),
         (np.ones((5, 4)), MEAN, COVARIANCE, "(x|mean)"),
         (X, np.zeros(4), COVARIANCE, "mean"),
@@ -123,9 +135,8 @@ def test_bad_values(x: Any, mean: Any, covariance: Any, argument: str) -> None:
     ("x", "mean", "covariance", "argument"),
     [
         (X.astype(complex), MEAN, COVARIANCE, "x"),
-        (X.astype(np.float32), MEAN, COVARIANCE, "(mean|covariance)"),
-        (X, MEAN.astype(np.float32), COVARIANCE, "mean"),
-        (X, MEAN, COVARIANCE.astype(np.float32), "covariance"),
+        (X, MEAN.astype(int), COVARIANCE, "mean"),
+        (X, MEAN, COVARIANCE.astype(int), "covariance"),
     ],
 )
 def test_bad_types(x: Any, mean: Any, covariance: Any, argument: str) -> None:

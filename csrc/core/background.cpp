@@ -67,10 +67,33 @@ MomentBlock<T> block_of(const Moments& m, const TensorView& x, const TensorView&
   return block;
 }
 
+template <class T>
+void load_first_usable(const MomentBlock<T>& b, std::int64_t pixels, double* spectrum) {
+  const PixelList<T>& list = b.pixels;
+  for (std::int64_t i = 0; i < pixels; ++i) {
+    if (b.mask && !b.mask[i / b.mask_cols * b.mask_row_stride + i % b.mask_cols * b.mask_col_stride]) {
+      continue;
+    }
+    const T* pixel = list.data + i / list.cols * list.row_stride + i % list.cols * list.col_stride;
+    bool finite = true;
+    for (int j = 0; j < list.bands && finite; ++j) finite = std::isfinite(pixel[j * list.band_stride]);
+    if (!finite) continue;
+    for (int j = 0; j < list.bands; ++j) {
+      spectrum[j] = static_cast<double>(pixel[j * list.band_stride]);
+    }
+    return;
+  }
+}
+
 }  // namespace
 
 void compute_mean(Moments& m, const TensorView& x, const TensorView& mask, int threads) {
   const std::int64_t padded = m.padded;
+  // Relative to a pixel of its own, a constant image has sums that are exactly zero.
+  std::fill_n(m.mean, padded, 0.0);
+  dispatch_float(x.dtype, [&]<class T>() {
+    load_first_usable(block_of<T>(m, x, mask, 0, 0), m.pixels, m.mean);
+  });
   dispatch_float(x.dtype, [&]<class T>() {
     dispatch_isa([&]<Isa I>() {
       parallel_for(threads, m.chunks, [&](std::int64_t chunk, int worker) {
@@ -86,7 +109,7 @@ void compute_mean(Moments& m, const TensorView& x, const TensorView& mask, int t
   for (std::int64_t j = 0; j < padded; ++j) {
     double sum = 0;
     for (std::int64_t chunk = 0; chunk < m.chunks; ++chunk) sum += m.chunk_sums[chunk * padded + j];
-    m.mean[j] = m.count > 0 ? sum / static_cast<double>(m.count) : 0;
+    if (m.count > 0) m.mean[j] += sum / static_cast<double>(m.count);
   }
 }
 

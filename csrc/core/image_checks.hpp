@@ -25,16 +25,17 @@ inline void check_mask(const char* op, const TensorView& mask, const TensorView&
   }
 }
 
+// Statistics may be more precise than the pixels.
 inline void check_mean_and_covariance(const char* op, const TensorView& x, const TensorView& mean,
                                       const TensorView& covariance) {
   const std::int64_t bands = x.shape[x.rank - 1];
   if (is_given(mean)) {
-    check_same_dtype(op, "mean", mean, "x", x);
+    check_dtype(op, "mean", mean, {x.dtype, DType::f64});
     check_shape(op, "mean", mean, {bands});
     check_same_device(op, "mean", mean, "x", x);
   }
   check_given(op, "covariance", covariance);
-  check_same_dtype(op, "covariance", covariance, "x", x);
+  check_dtype(op, "covariance", covariance, {x.dtype, DType::f64});
   check_shape(op, "covariance", covariance, {bands, bands});
   check_same_device(op, "covariance", covariance, "x", x);
 }

@@ -9,6 +9,7 @@
 #include "core/dispatch.hpp"
 #include "core/scratch.hpp"
 #include "core/threads.hpp"
+#include "ops/cholesky_cuda.hpp"
 #include "ops/cholesky_kernel.hpp"
 #include "ops/mean_covariance_kernel.hpp"
 
@@ -71,6 +72,46 @@ bool lower_is_finite(const T* a, std::ptrdiff_t rows, std::ptrdiff_t cols, int n
   return true;
 }
 
+// Offset of run `run` of matrices.
+std::int64_t run_offset(const TensorView& a, std::int64_t run) {
+  std::int64_t offset = 0;
+  for (int axis = a.rank - 4; axis >= 0; --axis) {
+    offset += run % a.shape[axis] * a.strides[axis];
+    run /= a.shape[axis];
+  }
+  return offset;
+}
+
+// The CUDA kernels, on the device or in the emulator.
+void launch(const CholeskyParams& params, const TensorView& a, const Batch& batch,
+            const TensorView& factor, const TensorView& status, Route route,
+            std::uintptr_t stream) {
+  const std::int64_t n = a.shape[a.rank - 1];
+  if (n > 256) {
+    throw_value_error(op, "a", "the CUDA kernels cover n = 1 to 256", std::to_string(n));
+  }
+  dispatch_float(a.dtype, [&]<class T>() {
+    CholeskyLaunch<T> arguments;
+    arguments.batch = batch.inner;
+    arguments.n = static_cast<int>(n);
+    arguments.batch_stride = a.rank >= 3 ? a.strides[a.rank - 3] : 0;
+    arguments.row_stride = a.strides[a.rank - 2];
+    arguments.col_stride = a.strides[a.rank - 1];
+    arguments.loading = static_cast<T>(params.loading);
+    for (std::int64_t run = 0; run < batch.outer; ++run) {
+      arguments.a = static_cast<const T*>(a.data) + run_offset(a, run);
+      arguments.factor = static_cast<T*>(factor.data) + run * batch.inner * n * n;
+      arguments.status = static_cast<std::uint8_t*>(status.data) + run * batch.inner;
+      if constexpr (built_with_cuda) {
+        if (route == Route::cuda) cuda::cholesky(arguments, stream);
+      }
+      if constexpr (built_with_emulator) {
+        if (route == Route::emulator) emulator::cholesky(arguments, stream);
+      }
+    }
+  });
+}
+
 }  // namespace
 
 std::size_t cholesky_workspace(const CholeskyParams& params, const TensorView& a, int threads) {
@@ -101,7 +142,11 @@ void cholesky(const CholeskyParams& params, const TensorView& a, const TensorVie
     throw_value_error(op, "status", "must be uint8 with one element per matrix",
                       shape_text(status));
   }
-  select_route(op, execution, a.device, false);
+  const Route route = select_route(op, execution, a.device, true);
+  if (route != Route::cpu) {
+    launch(params, a, batch, factor, status, route, execution.stream);
+    return;
+  }
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, cholesky_workspace(params, a, threads));
   Scratch scratch(workspace);
@@ -118,18 +163,12 @@ void cholesky(const CholeskyParams& params, const TensorView& a, const TensorVie
       const std::int64_t tasks_per_run = (packs + per_task - 1) / per_task;
       parallel_for(threads, batch.outer * tasks_per_run, [&](std::int64_t task, int worker) {
         const std::int64_t run = task / tasks_per_run;
-        std::int64_t offset = 0;
-        std::int64_t rest = run;
-        for (int axis = a.rank - 4; axis >= 0; --axis) {
-          offset += rest % a.shape[axis] * a.strides[axis];
-          rest /= a.shape[axis];
-        }
         const std::int64_t first_pack = task % tasks_per_run * per_task;
         for (std::int64_t pack = first_pack; pack < std::min(packs, first_pack + per_task); ++pack) {
           const std::int64_t first = pack * lanes;
           const std::int64_t matrix = run * batch.inner + first;
           CholeskyBlock<T> block = common;
-          block.in = static_cast<const T*>(a.data) + offset + first * common.matrix_stride;
+          block.in = static_cast<const T*>(a.data) + run_offset(a, run) + first * common.matrix_stride;
           block.out = static_cast<T*>(factor.data) + matrix * size;
           block.count = static_cast<int>(std::min<std::int64_t>(lanes, batch.inner - first));
           block.failed = static_cast<std::uint8_t*>(status.data) + matrix;

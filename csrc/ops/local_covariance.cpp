@@ -107,9 +107,11 @@ void check_inputs(const LocalCovarianceParams& params, const TensorView& image) 
   if (params.window_count < 1) throw_value_error(op, "window", "must name at least one", "none");
   for (int k = 0; k < params.window_count; ++k) {
     check_window(op, params.windows[k], image.shape[0], image.shape[1]);
-  }
-  if (params.ddof < 0) {
-    throw_value_error(op, "ddof", "must not be negative", std::to_string(params.ddof));
+    if (params.ddof < 0 || window_samples(params.windows[k]) <= params.ddof) {
+      throw_value_error(op, "ddof", "must be from 0 to below the samples of the window (" +
+                                        std::to_string(window_samples(params.windows[k])) + ")",
+                        std::to_string(params.ddof));
+    }
   }
 }
 

@@ -12,8 +12,9 @@ namespace mahal {
 // Status of a pixel, shared by all ops that give one.
 enum : std::uint8_t { status_ok, status_few_samples, status_singular, status_nonfinite, status_masked };
 
-// One chunk of pixels [begin, end). First pass: fills `status` and adds up usable pixels. Second
-// pass (`mean` set): Gram matrix of the centred pixels and their rest sum.
+// One chunk of pixels [begin, end), all taken relative to `mean`. First pass, with any spectrum of
+// the image for a mean: fills `status` and adds up the usable pixels. Second pass: Gram matrix of
+// the usable pixels and their sum.
 template <class T>
 struct MomentBlock {
   PixelList<T> pixels;

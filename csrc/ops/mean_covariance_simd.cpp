@@ -20,9 +20,8 @@ template <class T>
 void sum_pixels(MomentBlock<T>& b) {
   const int padded = b.pixels.padded;
   double* row = static_cast<double*>(b.scratch);
-  double* zero = row + padded;
-  double* part = zero + padded;
-  for (int j = 0; j < padded; ++j) zero[j] = part[j] = b.sum[j] = 0;
+  double* part = row + padded;
+  for (int j = 0; j < padded; ++j) part[j] = b.sum[j] = 0;
   b.count = 0;
   int in_part = 0;
   for (std::int64_t i = b.begin; i < b.end; ++i) {
@@ -30,7 +29,7 @@ void sum_pixels(MomentBlock<T>& b) {
       b.status[i] = status_masked;
       continue;
     }
-    load_centred(b.pixels, pixel_address(b.pixels, i), zero, row);
+    load_centred(b.pixels, pixel_address(b.pixels, i), b.mean, row);
     auto poison = S::zero();
     for (int j = 0; j < padded; j += L) poison = S::fma(S::load(row + j), S::zero(), poison);
     alignas(64) double lane[L];

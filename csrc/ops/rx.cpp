@@ -158,13 +158,12 @@ Plan make_plan(Scratch& scratch, const RxParams& params, const TensorView& image
   }
   // Whatever belongs to one phase alone shares its memory with the others.
   p.moments = plan_moments(scratch, s.pixels, s.bands, threads);
-  const std::size_t after_moments = scratch.mark();
   if (is_given(background)) {
     p.background_moments = plan_moments(scratch, pixel_count(background), s.bands, threads);
-    scratch.rewind(after_moments);
   }
+  const std::size_t statistics_done = scratch.mark();
   p.whiten_room = plan_whitening(scratch, s.bands, threads);
-  scratch.rewind(after_moments);
+  scratch.rewind(statistics_done);
   if (local) {
     p.worker_bytes = dispatch_float(
         image.dtype, [&]<class T>() { return worker_bytes<T>(s, params.window, fixed); });
@@ -372,7 +371,7 @@ std::uint8_t window_status(const RxParams& params, const Plan& p, const Shape& s
   if (p.moments.status[pixel] != status_ok) return p.moments.status[pixel];
   if (row < p.tables.rows_begin || row >= p.tables.rows_end || col < p.tables.cols_begin ||
       col >= p.tables.cols_end) {
-    return status_few_samples;
+    return status_masked;
   }
   if (!count) return status_ok;
   if (count_window(p.nonfinite, p.tables, params.window, row, col) > 0) return status_nonfinite;

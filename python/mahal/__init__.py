@@ -6,14 +6,33 @@ import importlib
 from typing import Any
 
 from mahal import _core
+from mahal._arrays import SingularError, SingularWarning
 from mahal._info import info
+from mahal.ops.cholesky import cholesky
+from mahal.ops.local_covariance import local_covariance
+from mahal.ops.mahalanobis import mahalanobis
+from mahal.ops.mean_covariance import mean_covariance
+from mahal.ops.rx import rx
+from mahal.ops.whiten import whiten
 
 __version__: str = _core.build_info()["version"]
 
 # Imported on first use, so that `import mahal` stays quick.
 _LAZY = ("metrics", "pictures", "scenes", "significance", "testing")
 
-__all__ = ["__version__", "info", *_LAZY]
+__all__ = [
+    "SingularError",
+    "SingularWarning",
+    "__version__",
+    "cholesky",
+    "info",
+    "local_covariance",
+    "mahalanobis",
+    "mean_covariance",
+    "rx",
+    "whiten",
+    *_LAZY,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,1 +1,1 @@
-"""One module per op."""
+"""The ops, one module each; `mahal` offers their functions by name."""

@@ -278,7 +278,7 @@ def _laid_out(array: Array, layout: str, broadcast_axis: int | None) -> Array | 
         return np.asfortranarray(array) if array.ndim > 1 else None
     if layout == "sliced":
         large = np.zeros([2 * n + 1 for n in array.shape], dtype=array.dtype)
-        view = large[tuple(slice(1, 2 * n + 1, 2) for n in array.shape)]
+        view: Array = large[tuple(slice(1, 2 * n + 1, 2) for n in array.shape)]
         view[...] = array
         return view
     if layout == "offset":
@@ -291,7 +291,7 @@ def _laid_out(array: Array, layout: str, broadcast_axis: int | None) -> Array | 
     if layout == "broadcast":
         if broadcast_axis is None:
             return None
-        first = np.take(array, [0], axis=broadcast_axis)
+        first: Array = np.take(array, [0], axis=broadcast_axis)
         return np.broadcast_to(first, array.shape)
     if layout == "read_only":
         view = np.ascontiguousarray(array).view()
@@ -300,7 +300,8 @@ def _laid_out(array: Array, layout: str, broadcast_axis: int | None) -> Array | 
     if layout == "channel_first":
         if array.ndim < 2:
             return None
-        return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, -1, 0)), 0, -1)
+        planes = np.ascontiguousarray(np.moveaxis(array, -1, 0))
+        return np.moveaxis(planes, 0, -1)
     raise ValueError(f"layouts: layout: must be one of {LAYOUTS}, got {layout!r}")
 
 
@@ -465,7 +466,8 @@ class _Runner:
         expected = self.expected(call.case, call.dtype, call.layout)
         if len(found) != len(expected):
             raise self.fail(call, f"gave {len(found)} outputs, not {len(expected)}")
-        work = call.dtype if call.dtype in map(np.dtype, self.spec.dtypes) else np.float32
+        native = [np.dtype(d) for d in self.spec.dtypes]
+        work = call.dtype if call.dtype in native else np.dtype(np.float32)
         allowed = tolerance(
             work,
             condition=call.case.condition,
@@ -474,7 +476,7 @@ class _Runner:
         )
         scales = self.spec.scale(call.case, expected)
         for k, (got, want, scale) in enumerate(zip(found, expected, scales, strict=True)):
-            self.compare(call, k, got, want, allowed * np.asarray(scale), np.dtype(work))
+            self.compare(call, k, got, want, allowed * np.asarray(scale), work)
         for invariant in self.spec.invariants:
             try:
                 invariant(call.case, found)

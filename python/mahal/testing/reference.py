@@ -159,6 +159,11 @@ def _moments(samples: Float64, ddof: int) -> tuple[Float64, Float64]:
     return samples[0] + shift, centred.T @ centred / (len(samples) - ddof)
 
 
+def _finite(samples: Float64) -> NDArray[np.bool_]:
+    """Which of the (n, bands) samples hold finite values only."""
+    return np.asarray(np.isfinite(samples).all(axis=1))
+
+
 def mean_covariance(
     x: ArrayLike, *, mask: ArrayLike | None = None, estimator: str = "scm", ddof: int = 1
 ) -> tuple[Float64, Float64]:
@@ -184,7 +189,7 @@ def mean_covariance(
         raise ValueError(f"mean_covariance: estimator: must be 'scm', got {estimator!r}")
     data = np.asarray(x, dtype=np.float64)
     samples = data.reshape(-1, data.shape[-1])
-    usable = np.isfinite(samples).all(axis=1)
+    usable = _finite(samples)
     if mask is not None:
         usable &= np.asarray(mask, dtype=bool).reshape(-1)
     if usable.sum() <= ddof:
@@ -325,6 +330,11 @@ def cholesky(a: ArrayLike, *, loading: float = 0.0, eps: float = _EPS) -> Factor
     return Factor(lower.reshape(matrices.shape), status.reshape(matrices.shape[:-2]))
 
 
+def _lower(a: Float64) -> Float64:
+    """Factor of a matrix that is known to be positive definite."""
+    return np.asarray(np.linalg.cholesky(a), dtype=np.float64)
+
+
 def _forward(lower: Float64, right: Float64) -> Float64:
     """Solve ``lower @ y = right`` for every row of ``right`` by forward substitution."""
     y = np.zeros_like(right)
@@ -392,7 +402,7 @@ def _whitening(mean: Float64, covariance: Float64) -> _Whitening:
     average = np.trace(covariance) / bands
     identity = np.eye(bands)
     loaded = covariance + DEGENERATE_LOADING * average * identity if average > 0 else identity
-    return _Whitening(mean, np.linalg.cholesky(loaded), True)
+    return _Whitening(mean, _lower(loaded), True)
 
 
 def rx(
@@ -430,8 +440,9 @@ def rx(
     -------
     scores : (rows, cols) or (n,) float64 array
     status : uint8 array of the same shape
-        0 ok, 1 too few samples (fewer than bands + 1, or no window for ``valid``), 2 singular,
-        3 non-finite pixel in the window or under test, 4 masked. Scores are NaN for 1, 3 and 4.
+        0 ok, 1 too few samples (fewer than bands + 1; with a fixed covariance none), 2 singular,
+        3 non-finite pixel in the window or under test, 4 masked, or at the edge for ``valid``.
+        Scores are NaN for 1, 3 and 4.
 
     Notes
     -----
@@ -457,7 +468,7 @@ def rx(
     shape, bands = data.shape[:-1], data.shape[-1]
     flat = data.reshape(-1, bands)
     use = np.ones(len(flat), bool) if mask is None else np.asarray(mask, bool).reshape(-1)
-    finite = np.isfinite(flat).all(axis=1)
+    finite = _finite(flat)
     scores = np.full(len(flat), np.nan)
     status = np.zeros(len(flat), dtype=np.uint8)
     status[~finite] = NON_FINITE
@@ -468,7 +479,7 @@ def rx(
         population = flat[use & finite]
     else:
         other = np.asarray(background, dtype=np.float64).reshape(-1, bands)
-        population = other[np.isfinite(other).all(axis=1)]
+        population = other[_finite(other)]
     needed = bands + 1 if covariance is None else 1
     if window is None and len(population) < needed:
         raise ValueError(f"rx: image: needs {needed} usable pixels, got {len(population)}")
@@ -489,7 +500,7 @@ def rx(
         if to_white.singular:
             # Whitened by its loaded self, S is I minus the small part that the loading added.
             own = _moments(to_white(population), 1)[1] + LOADING * np.eye(bands)
-            power = (_forward(np.linalg.cholesky(own), white[scored]) ** 2).sum(axis=1)
+            power = (_forward(_lower(own), white[scored]) ** 2).sum(axis=1)
             status[scored] = SINGULAR
             if singular == "nan":
                 power = np.full(len(scored), np.nan)
@@ -499,7 +510,10 @@ def rx(
     rows, cols = shape
     for pixel in scored:
         ring = ring_indices(pixel // cols, pixel % cols, rows, cols, window, border)
-        samples = white[ring[use[ring]]] if ring is not None else white[:0]
+        if ring is None:
+            status[pixel] = MASKED
+            continue
+        samples = white[ring[use[ring]]]
         if not np.isfinite(samples).all():
             status[pixel] = NON_FINITE
         elif len(samples) < needed:
@@ -515,6 +529,6 @@ def rx(
                 status[pixel] = SINGULAR
                 if singular == "nan":
                     continue
-                lower = np.linalg.cholesky(local + LOADING * np.eye(bands))
+                lower = _lower(local + LOADING * np.eye(bands))
             scores[pixel] = (_forward(lower, (white[pixel] - local_mean)[None]) ** 2).sum()
     return scores.reshape(shape), status.reshape(shape)

@@ -1,0 +1,216 @@
+"""One way into the kernels for numpy, torch and cupy arrays."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = Any
+"""A numpy, torch or cupy array; what comes back is of the kind that went in."""
+
+_ALIGNMENT = 64
+
+# Integers of any width become float32, as do the half-precision floats.
+_TO_FLOAT32 = (
+    "uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16 bfloat16".split()
+)
+_FLOATS = ("float32", "float64")
+
+
+class SingularError(ValueError):
+    """A covariance is not positive definite and ``singular="raise"`` was asked for."""
+
+
+class SingularWarning(UserWarning):
+    """Some covariances are not positive definite; the documented rule was applied to them."""
+
+
+def _loaded(name: str) -> Any:
+    """The module, if the program imported it: only then can its arrays be at hand."""
+    return sys.modules.get(name)
+
+
+def library_of(array: Any) -> str | None:
+    """"numpy", "torch", "cupy", or None for anything else."""
+    if isinstance(array, np.ndarray):
+        return "numpy"
+    torch = _loaded("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        return "torch"
+    cupy = _loaded("cupy")
+    if cupy is not None and isinstance(array, cupy.ndarray):
+        return "cupy"
+    return None
+
+
+def dtype_name(array: Array) -> str:
+    """Name of the dtype without the library's prefix, such as ``float32``."""
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _came(array: Any) -> str:
+    return f"{type(array).__module__}.{type(array).__qualname__}"
+
+
+def check_array(op: str, argument: str, array: Any) -> str:
+    """The library of an array argument; TypeError for anything else."""
+    library = library_of(array)
+    if library is None:
+        raise TypeError(
+            f"{op}: {argument}: must be a numpy, torch or cupy array, got {_came(array)}"
+        )
+    if library == "torch":
+        if array.requires_grad and _loaded("torch").is_grad_enabled():
+            raise ValueError(
+                f"{op}: {argument}: must not require grad, pass {argument}.detach(), "
+                "or call under torch.no_grad(), got a tensor with requires_grad"
+            )
+        if array.device.type not in ("cpu", "cuda"):
+            raise TypeError(
+                f"{op}: {argument}: must be on the CPU or a CUDA device, got {array.device}"
+            )
+    return library
+
+
+def check_rank(op: str, argument: str, array: Array, *allowed: int) -> None:
+    """ValueError unless the array has one of the allowed numbers of axes."""
+    if array.ndim not in allowed:
+        ranks = " or ".join(str(rank) for rank in allowed)
+        raise ValueError(
+            f"{op}: {argument}: must have {ranks} axes, got shape {tuple(array.shape)}"
+        )
+
+
+def as_float(op: str, argument: str, array: Any, *, like: Array | None = None) -> Array:
+    """An array that a kernel takes: float32 and float64 as they are, integers as float32.
+
+    With ``like`` the array must come from the same library.
+    """
+    library = check_array(op, argument, array)
+    if like is not None and library != library_of(like):
+        raise TypeError(
+            f"{op}: {argument}: must come from the library of the other arrays "
+            f"({library_of(like)}), got {library}"
+        )
+    name = dtype_name(array)
+    if name in _FLOATS:
+        native = library != "numpy" or array.dtype.isnative
+        return array if native else array.astype(array.dtype.newbyteorder("="))
+    if name in _TO_FLOAT32:
+        return array.float() if library == "torch" else array.astype("float32")
+    raise TypeError(
+        f"{op}: {argument}: must hold real numbers (float32, float64, integers), got {name}"
+    )
+
+
+def as_mask(op: str, mask: Any, image: Array) -> Array | None:
+    """A boolean array of the library of the image, or None."""
+    if mask is None:
+        return None
+    library = check_array(op, "mask", mask)
+    if library != library_of(image):
+        raise TypeError(
+            f"{op}: mask: must come from the library of the image ({library_of(image)}), "
+            f"got {library}"
+        )
+    if dtype_name(mask) != "bool":
+        raise TypeError(f"{op}: mask: must be boolean, got {dtype_name(mask)}")
+    if tuple(mask.shape) != tuple(image.shape[:-1]):
+        raise ValueError(
+            f"{op}: mask: must have the shape of the pixels {tuple(image.shape[:-1])}, "
+            f"got {tuple(mask.shape)}"
+        )
+    return mask
+
+
+def as_side(op: str, value: Any) -> int:
+    """A window side as an int; floats and text are refused."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{op}: window: sides must be whole numbers, got {value!r}"
+        ) from None
+
+
+def as_window(op: str, window: Any) -> tuple[int, int]:
+    """(inner, outer), with inner 0 for a single window.
+
+    Ranges are checked by the kernel, which knows the image.
+    """
+    if isinstance(window, tuple):
+        if len(window) != 2:
+            raise ValueError(f"{op}: window: must be a side or (inner, outer), got {window!r}")
+        inner, outer = (as_side(op, side) for side in window)
+        if inner < 1:
+            raise ValueError(f"{op}: window: sides must be odd and positive, got {window!r}")
+        return inner, outer
+    side = as_side(op, window)
+    if side < 1:
+        raise ValueError(f"{op}: window: sides must be odd and positive, got {window!r}")
+    return 0, side
+
+
+def check_choice(op: str, argument: str, value: Any, choices: Sequence[str]) -> None:
+    """ValueError unless the value is one of the choices."""
+    if value not in choices:
+        names = " or ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{op}: {argument}: must be {names}, got {value!r}")
+
+
+def as_threads(op: str, threads: Any) -> int:
+    """Number of threads for the kernel, 0 for the default."""
+    if threads is None:
+        return 0
+    try:
+        count = operator.index(threads)
+    except TypeError:
+        raise TypeError(f"{op}: threads: must be a whole number, got {threads!r}") from None
+    if count < 1:
+        raise ValueError(f"{op}: threads: must be at least 1, got {count}")
+    return count
+
+
+def empty(like: Array, shape: Sequence[int], dtype: str) -> Array:
+    """Uninitialised array of the library and device of ``like``."""
+    library = library_of(like)
+    if library == "torch":
+        torch = _loaded("torch")
+        return torch.empty(tuple(shape), dtype=getattr(torch, dtype), device=like.device)
+    if library == "cupy":
+        return _loaded("cupy").empty(tuple(shape), dtype=dtype)
+    # numpy aligns to 16 bytes, streaming stores need 64.
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    memory = np.empty(size + _ALIGNMENT, dtype=np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(kind).reshape(tuple(shape))
+
+
+def workspace(like: Array, size: int) -> Array:
+    """Memory for the intermediate results of one call."""
+    return empty(like, (size,), "uint8")
+
+
+def stream(like: Array) -> int:
+    """Handle of the stream that the caller's library is using, 0 on the host."""
+    library = library_of(like)
+    if library == "torch" and like.device.type == "cuda":
+        return int(_loaded("torch").cuda.current_stream(like.device).cuda_stream)
+    if library == "cupy":
+        return int(_loaded("cupy").cuda.get_current_stream().ptr)
+    return 0
+
+
+def to_host(array: Array) -> np.ndarray:
+    """A small array of states as numpy."""
+    library = library_of(array)
+    if library == "torch":
+        return np.asarray(array.cpu())
+    if library == "cupy":
+        return np.asarray(array.get())
+    return np.asarray(array)

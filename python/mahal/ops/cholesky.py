@@ -1,0 +1,72 @@
+"""Batched Cholesky factorisation."""
+
+from __future__ import annotations
+
+from mahal import _core
+from mahal._arrays import (
+    Array,
+    SingularError,
+    as_float,
+    as_threads,
+    check_choice,
+    dtype_name,
+    empty,
+    stream,
+    to_host,
+    workspace,
+)
+
+
+def cholesky(
+    a: Array, *, loading: float = 0.0, singular: str = "raise", threads: int | None = None
+) -> Array:
+    """Lower triangular L with ``L L^T = a + loading * trace(a) / n * I`` for every matrix.
+
+    Parameters
+    ----------
+    a : (..., n, n) array
+        Symmetric matrices, of which the lower triangle is read.
+    loading : float
+        Diagonal loading relative to the mean diagonal entry.
+    singular : {"raise", "nan"}
+        What happens to matrices that are not positive definite to working precision (a pivot not
+        above ``n * eps`` times its diagonal entry) or not finite: `SingularError`, or factors of
+        NaN. The other matrices of the batch are untouched either way.
+    threads : int, optional
+        CPU threads; the result does not depend on it.
+
+    Returns
+    -------
+    (..., n, n) array
+        Of the library, device and float dtype of ``a``, zero above the diagonal.
+
+    Raises
+    ------
+    SingularError
+        With ``singular="raise"``; the text has the number of matrices.
+    ValueError, TypeError
+        Wrong shapes, values and dtypes.
+    """
+    op = "cholesky"
+    check_choice(op, "singular", singular, ("raise", "nan"))
+    a = as_float(op, "a", a)
+    count = as_threads(op, threads)
+    shape = tuple(a.shape)
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
+        raise ValueError(f"{op}: a: must have shape (..., n, n) with n > 0, got {shape}")
+    if not 0 <= loading < float("inf"):
+        raise ValueError(f"{op}: loading: must be finite and not negative, got {loading!r}")
+    factor = empty(a, shape, dtype_name(a))
+    status = empty(a, shape[:-2], "uint8")
+    if 0 in shape:
+        return factor
+    memory = workspace(a, _core.cholesky_workspace(a, count))
+    _core.cholesky(a, factor, status, memory, loading, count, stream(a))
+    if singular == "raise":
+        failed = to_host(status) != 0
+        if failed.any():
+            raise SingularError(
+                f"{op}: a: must be positive definite and finite, got {failed.sum()} of "
+                f"{failed.size} matrices that are not"
+            )
+    return factor

@@ -1,0 +1,99 @@
+"""Maps of window means and covariances."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mahal import _core
+from mahal._arrays import (
+    Array,
+    as_float,
+    as_mask,
+    as_threads,
+    as_window,
+    check_choice,
+    check_rank,
+    dtype_name,
+    empty,
+    stream,
+    workspace,
+)
+
+
+def local_covariance(
+    image: Array,
+    window: Any,
+    *,
+    border: str = "shift",
+    ddof: int = 1,
+    estimator: str = "scm",
+    mask: Array | None = None,
+    threads: int | None = None,
+) -> tuple[Array, Array]:
+    """Mean and covariance of the window of every pixel.
+
+    Parameters
+    ----------
+    image : (rows, cols, bands) array
+        Integers are promoted to float32.
+    window : int, (inner, outer), or a list of these
+        Odd sides in pixels. ``w`` is a full square; ``(inner, outer)`` is the outer square less
+        the inner one. A list gives several windows in one call.
+    border : {"shift", "reflect", "valid"}
+        ``shift``: windows slide inside the image, the outer and the inner one separately, so that
+        every pixel has the same number of samples. ``reflect``: the image is mirrored about its
+        edge pixels. ``valid``: NaN where the outer window is not centred on the pixel.
+    ddof : int
+        Subtracted from the number of samples in the divisor.
+    estimator : {"scm"}
+        Sample covariance.
+    mask : (rows, cols) bool array, optional
+        True where a pixel is used as a sample.
+    threads : int, optional
+        CPU threads; the result does not depend on it.
+
+    Returns
+    -------
+    mean : (rows, cols, bands) array
+    covariance : (rows, cols, bands, bands) array
+        Of the library, device and float dtype of the image; a list of windows adds an axis
+        after ``cols``. NaN where a window holds a value that is not finite, and in the covariance
+        where it has no more samples than ``ddof``. Sums run in float64.
+
+    Raises
+    ------
+    ValueError
+        Wrong shapes, even or inverted windows, or windows larger than the image.
+    TypeError
+        Arrays that are not real, or not of one library.
+    RuntimeError
+        A CUDA call failed, or an array is on a device that this build has no kernel for.
+    """
+    op = "local_covariance"
+    check_choice(op, "estimator", estimator, ("scm",))
+    check_choice(op, "border", border, ("shift", "reflect", "valid"))
+    image = as_float(op, "image", image)
+    check_rank(op, "image", image, 3)
+    mask = as_mask(op, mask, image)
+    several = isinstance(window, list)
+    if several and not window:
+        raise ValueError(f"{op}: window: must name at least one window, got []")
+    windows = [as_window(op, one) for one in (window if several else [window])]
+    if isinstance(ddof, bool) or not isinstance(ddof, int):
+        raise TypeError(f"{op}: ddof: must be a whole number, got {ddof!r}")
+    if ddof < 0:
+        raise ValueError(f"{op}: ddof: must not be negative, got {ddof}")
+    count = as_threads(op, threads)
+    rows, cols, bands = image.shape
+    dtype = dtype_name(image)
+    memory = workspace(
+        image, _core.local_covariance_workspace(image, windows, border, ddof, count)
+    )
+    mean = empty(image, (rows, cols, len(windows), bands), dtype)
+    covariance = empty(image, (rows, cols, len(windows), bands, bands), dtype)
+    _core.local_covariance(
+        image, mask, mean, covariance, memory, windows, border, ddof, count, stream(image)
+    )
+    if several:
+        return mean, covariance
+    return mean[:, :, 0], covariance[:, :, 0]

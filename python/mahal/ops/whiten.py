@@ -1,0 +1,44 @@
+"""Whitening by a fixed mean and covariance."""
+
+from __future__ import annotations
+
+from mahal import _core
+from mahal._arrays import Array, as_threads, dtype_name, empty, stream, workspace
+from mahal.ops._fixed import fixed_background
+
+
+def whiten(x: Array, mean: Array, covariance: Array, *, threads: int | None = None) -> Array:
+    """Whitened spectra ``L^-1 (x - mean)`` with ``covariance = L L^T``, L lower triangular.
+
+    Parameters
+    ----------
+    x : (..., bands) array
+        Integers are promoted to float32.
+    mean : (bands,) array
+    covariance : (bands, bands) array
+        Symmetric and positive definite. Mean and covariance have the dtype of ``x`` or float64.
+    threads : int, optional
+        CPU threads; the result does not depend on it.
+
+    Returns
+    -------
+    array of the shape of ``x``
+        Of its library, device and float dtype. Factor and substitution are float64. Over the
+        pixels that made mean and covariance the result has mean 0 and covariance I.
+
+    Raises
+    ------
+    ValueError
+        Wrong shapes, or a covariance that is not symmetric and positive definite.
+    TypeError
+        Arrays that are not real, or not of one library and dtype.
+    """
+    op = "whiten"
+    pixels, mean, covariance = fixed_background(op, x, mean, covariance)
+    count = as_threads(op, threads)
+    y = empty(pixels, tuple(x.shape), dtype_name(pixels))
+    if 0 in x.shape:
+        return y
+    memory = workspace(pixels, _core.whiten_workspace(pixels, count))
+    _core.whiten(pixels, mean, covariance, y, memory, count, stream(pixels))
+    return y

@@ -1,0 +1,353 @@
+"""Pictures of detections and ROC curves, as matplotlib figures that need no display."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mahal.metrics import roc, roc_areas
+from mahal.scenes import Scene, extra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["detection_figure", "false_colour", "roc_figure", "save"]
+
+Array = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
+
+# Red, green and blue of each composite by wavelength in nm, and how far a band may be from it.
+COMPOSITES = {"true colour": (640.0, 550.0, 460.0), "colour infrared": (860.0, 650.0, 550.0)}
+REACH = 30.0
+# Without wavelengths: where near infrared, red and green lie in a sensor from 400 to 2500 nm.
+POSITIONS = (0.25, 0.14, 0.08)
+STRETCH = (2.0, 98.0)  # per cent of the pixels between black and white
+GAMMA = 0.75  # lifts the dark parts beside a few bright roofs
+DETECTED, TRUTH, MISSING = "#00e5ff", "#76ff03", "#8c8c8c"
+PANEL = 5.4  # inches along the longer side of an image
+WIDE = 1.9  # columns per row above which the panels go below each other
+
+
+def false_colour(scene: Scene) -> tuple[Array, str]:
+    """Red, green and blue of a scene for display.
+
+    Parameters
+    ----------
+    scene : Scene
+        Bands are chosen by wavelength (640, 550, 460 nm, else 860, 650, 550 nm) when the scene has
+        wavelengths that reach them, by position otherwise; one or two bands give grey.
+
+    Returns
+    -------
+    rgb : ndarray of float32 (rows, cols, 3)
+        Values in [0, 1], each band stretched from its 2nd to its 98th percentile and raised to the
+        power 0.75. Grey where the scene has no data.
+    caption : str
+        Which bands were taken.
+    """
+    bands, caption = _composite(scene)
+    values = scene.image[:, :, list(bands)].astype(np.float32)
+    usable = np.isfinite(values).all(axis=2)
+    if scene.mask is not None:
+        usable &= scene.mask
+    rgb = np.empty_like(values)
+    for index in range(3):
+        band = values[:, :, index]
+        low, high = np.percentile(band[usable], STRETCH) if usable.any() else (0.0, 1.0)
+        with np.errstate(invalid="ignore", over="ignore"):
+            rgb[:, :, index] = (band - low) / (high - low if high > low else 1.0)
+    rgb = np.clip(rgb, 0.0, 1.0) ** GAMMA
+    rgb[~usable] = int(MISSING[1:3], 16) / 255
+    return rgb, caption
+
+
+def detection_figure(
+    scene: Scene,
+    scores: npt.ArrayLike,
+    threshold: npt.ArrayLike,
+    *,
+    truth: npt.ArrayLike | None = None,
+    title: str = "",
+    label: str = "score",
+) -> Figure:
+    """False colour image beside the score map, with the detections outlined on both.
+
+    Parameters
+    ----------
+    scene : Scene
+        Scene the scores belong to.
+    scores : array_like (rows, cols)
+        Anomaly scores; NaN is drawn grey and never detected.
+    threshold : float or array_like (rows, cols)
+        A pixel is detected when its score is >= threshold. A map's median is marked on the colour
+        bar.
+    truth : array_like of bool (rows, cols), optional
+        Targets, outlined one pixel further out in a second colour.
+    title : str
+        Line above both panels.
+    label : str
+        Name of the scores on the colour bar.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not known to pyplot; `save` writes it.
+
+    Raises
+    ------
+    ValueError
+        Scores or truth of another size than the scene.
+    ImportError
+        matplotlib is not installed.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    limit = np.asarray(threshold, dtype=np.float64)
+    size = scene.image.shape[:2]
+    for name, given in (("scores", values), ("truth", truth)):
+        if given is not None and np.shape(given) != size:
+            raise ValueError(
+                f"detection_figure: {name}: must have the size of the scene {size}, "
+                f"got {np.shape(given)}"
+            )
+    detected = np.asarray(values >= limit, dtype=np.bool_)
+    figure, left, right = _panels(*size)
+    rgb, caption = false_colour(scene)
+    left.imshow(rgb, interpolation="nearest")
+    left.set_title(caption, fontsize="medium")
+    _draw_scores(figure, right, values, limit, label)
+    grow = max(size) // 250  # keeps single pixels of a large image visible
+    marks = [("detections", DETECTED, detected, grow)]
+    if truth is not None:
+        marks.append(("truth", TRUTH, np.asarray(truth, dtype=np.bool_), grow + 1))
+    for axes in (left, right):
+        for _, colour, mask, out in reversed(marks):
+            _outline(axes, _grown(mask, out), colour)
+    _legend(figure, [(f"{name}: {mask.sum()} pixels", c) for name, c, mask, _ in marks])
+    if title:
+        figure.suptitle(title, fontsize="large")
+    return figure
+
+
+def roc_figure(
+    scores: npt.ArrayLike,
+    truth: npt.ArrayLike,
+    *,
+    threshold: float | None = None,
+    title: str = "",
+) -> Figure:
+    """Detection over false alarms, and both over the normalised threshold.
+
+    Parameters
+    ----------
+    scores, truth : array_like
+        As for `mahal.metrics.roc`.
+    threshold : float, optional
+        Operating point to mark, in the units of the scores.
+    title : str
+        Line above both panels.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not known to pyplot; `save` writes it.
+
+    Raises
+    ------
+    ValueError
+        As for `mahal.metrics.roc`.
+    ImportError
+        matplotlib is not installed.
+    """
+    curve, areas = roc(scores, truth), roc_areas(scores, truth)
+    figure: Figure = _matplotlib("figure").Figure((10, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    detection, alarm = curve.detection_rate, curve.false_alarm_rate
+    smallest = 1.0 / curve.negatives
+    # Zero has no place on the logarithmic axis: the curve enters half a pixel below the first.
+    start = smallest / 2
+    left.plot(np.maximum(alarm, start), detection, color="C0", drawstyle="steps-post")
+    chance = np.geomspace(start, 1.0, 200)
+    left.plot(chance, chance, color="0.6", linestyle=":", label="chance")
+    left.set_xscale("log")
+    left.set_xlim(start, 1.0)
+    left.set_xlabel("false alarm rate $P_F$")
+    left.set_ylabel("detection rate $P_D$")
+    left.set_title(f"AUC(D,F) = {areas.auc_df:.5f}", fontsize="medium")
+    low, high = curve.thresholds[-1], curve.thresholds[1]
+    span = high - low if high > low else 1.0
+    tau = np.concatenate(([1.0], (curve.thresholds[1:] - low) / span))
+    for rate, name, area, colour in (
+        (detection, "$P_D$: AUC(D,$\\tau$)", areas.auc_dtau, "C0"),
+        (alarm, "$P_F$: AUC(F,$\\tau$)", areas.auc_ftau, "C3"),
+    ):
+        right.plot(tau, rate, color=colour, drawstyle="steps-post", label=f"{name} = {area:.5f}")
+    right.set_xlim(0.0, 1.0)
+    right.set_xlabel("normalised threshold $\\tau$")
+    right.set_ylabel("rate")
+    right.set_title("rates over the threshold", fontsize="medium")
+    if threshold is not None:
+        at = int(np.searchsorted(-curve.thresholds, -threshold, side="right")) - 1
+        left.plot(
+            max(float(alarm[at]), start),
+            detection[at],
+            "o",
+            color="C1",
+            label=f"threshold {threshold:.4g}",
+        )
+        if low <= threshold <= high:
+            right.axvline((threshold - low) / span, color="C1", linewidth=1.0)
+    for axes in (left, right):
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best")
+    if title:
+        figure.suptitle(title, fontsize="large")
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure as a PNG file that is the same for the same content.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+    path : path
+        Its folder must exist.
+    """
+    figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+
+
+def _matplotlib(name: str) -> ModuleType:
+    return extra(f"matplotlib.{name}")
+
+
+def _composite(scene: Scene) -> tuple[tuple[int, int, int], str]:
+    count = scene.image.shape[2]
+    if count < 3:
+        return (0, 0, 0), "band 1"
+    if scene.wavelengths is not None:
+        for name, wanted in COMPOSITES.items():
+            nearest = [int(np.abs(scene.wavelengths - w).argmin()) for w in wanted]
+            centres = scene.wavelengths[nearest]
+            if np.all(np.abs(centres - wanted) <= REACH) and len(set(nearest)) == 3:
+                red, green, blue = nearest
+                return (red, green, blue), f"{name} ({', '.join(f'{c:.0f}' for c in centres)} nm)"
+    blue = int(POSITIONS[2] * (count - 1))
+    green = max(int(POSITIONS[1] * (count - 1)), blue + 1)
+    red = max(int(POSITIONS[0] * (count - 1)), green + 1)
+    return (red, green, blue), f"false colour (bands {red + 1}, {green + 1}, {blue + 1})"
+
+
+def _panel_size(rows: int, cols: int) -> tuple[float, float]:
+    """Width and height in inches of an image of these proportions."""
+    return PANEL * min(1.0, cols / rows), PANEL * min(1.0, rows / cols)
+
+
+def _panels(rows: int, cols: int) -> tuple[Figure, Axes, Axes]:
+    """Two panels of the image's own proportions, room for labels, legend and colour bar."""
+    wide, tall = _panel_size(rows, cols)
+    below = cols > WIDE * rows
+    across = wide + 1.3 if below else 2 * wide + 2.8
+    up = 2 * tall + 3.4 if below else tall + 1.7
+    # The pad keeps the legend off the colour bar.
+    layout = _matplotlib("layout_engine").ConstrainedLayoutEngine(h_pad=0.08)
+    figure: Figure = _matplotlib("figure").Figure((max(across, 6.0), up), layout=layout)
+    left, right = figure.subplots(*((2, 1) if below else (1, 2)))
+    for axes in (left, right):
+        axes.set_xlabel("column")
+        axes.set_ylabel("row")
+        axes.locator_params(axis="x", nbins=max(2, int(1.1 * wide)), integer=True)
+        axes.locator_params(axis="y", nbins=max(2, int(1.1 * tall)), integer=True)
+    return figure, left, right
+
+
+def _draw_scores(figure: Figure, axes: Axes, values: Array, limit: Array, label: str) -> None:
+    colours = _matplotlib("colors")
+    shown = values[np.isfinite(values) & (values > 0)]
+    mark = float(np.nanmedian(limit)) if np.isfinite(limit).any() else float("nan")
+    low, high = np.percentile(shown, (0.5, 99.9)) if shown.size else (1.0, 10.0)
+    if mark > 0:
+        low, high = min(low, mark / 1.2), max(high, mark * 1.2)
+    high = max(high, low * 1.01)
+    palette = _matplotlib("cm").ScalarMappable(cmap="magma").get_cmap()
+    picture = axes.imshow(
+        np.ma.masked_invalid(np.maximum(values, low)),
+        norm=colours.LogNorm(low, high),
+        cmap=palette.with_extremes(bad=MISSING),
+        interpolation="nearest",
+    )
+    axes.set_title(label, fontsize="medium")
+    wide, tall = _panel_size(*values.shape)
+    # An inset keeps the bar as long as the image, whatever the proportions.
+    if values.shape[1] > WIDE * values.shape[0]:
+        place, side = (0.0, -0.85 / tall, 1.0, 0.16 / tall), "horizontal"
+    else:
+        place, side = (1.0 + 0.15 / wide, 0.0, 0.18 / wide, 1.0), "vertical"
+    bar = figure.colorbar(
+        picture, cax=axes.inset_axes(place), orientation=side, extend="both", extendfrac=0.02
+    )
+    ticker = _matplotlib("ticker")
+    decades = np.log10(high / low)
+    steps = (1.0, 2.0, 5.0) if decades < 2 else (1.0,)
+    if decades < 0.5:
+        bar.set_ticks(list(np.geomspace(low, high, 5)))
+    else:
+        bar.locator = ticker.LogLocator(subs=steps, numticks=12)
+    bar.formatter = ticker.FuncFormatter(lambda value, _: f"{float(f'{value:.3g}'):g}")
+    bar.minorticks_off()
+    bar.update_ticks()
+    if np.isfinite(mark):
+        mark_line = bar.ax.axvline if side == "horizontal" else bar.ax.axhline
+        mark_line(mark, color=DETECTED, linewidth=2.0)
+        bar.set_label(f"{label} (line: threshold {mark:.4g})")
+    else:
+        bar.set_label(label)
+
+
+def _grown(mask: Bools, steps: int) -> Bools:
+    """The mask with every pixel grown to a square of side 2 steps + 1."""
+    for axis in (0, 1):
+        grown = mask.copy()
+        for step in range(1, steps + 1):
+            ahead, behind = [slice(None)] * 2, [slice(None)] * 2
+            ahead[axis], behind[axis] = slice(step, None), slice(None, -step)
+            grown[tuple(ahead)] |= mask[tuple(behind)]
+            grown[tuple(behind)] |= mask[tuple(ahead)]
+        mask = grown
+    return mask
+
+
+def _outline(axes: Axes, mask: Bools, colour: str) -> None:
+    """Draw the borders of the connected parts along the edges of their pixels."""
+    framed = np.pad(mask, 1)
+    r, c = np.nonzero(framed[1:] != framed[:-1])
+    across = np.stack([np.stack([c - 1.5, r - 0.5], -1), np.stack([c - 0.5, r - 0.5], -1)], 1)
+    r, c = np.nonzero(framed[:, 1:] != framed[:, :-1])
+    down = np.stack([np.stack([c - 0.5, r - 1.5], -1), np.stack([c - 0.5, r - 0.5], -1)], 1)
+    effects = _matplotlib("patheffects")
+    lines = _matplotlib("collections").LineCollection(
+        np.concatenate([across, down]), colors=colour, linewidths=1.1, capstyle="projecting"
+    )
+    # A dark rim keeps the line visible on bright pixels.
+    lines.set_path_effects(
+        [effects.withStroke(linewidth=2.2, foreground="black"), effects.Normal()]
+    )
+    axes.add_collection(lines)
+
+
+def _legend(figure: Figure, entries: list[tuple[str, str]]) -> None:
+    lines = _matplotlib("lines")
+    handles = [lines.Line2D([], [], color=colour, linewidth=2.5) for _, colour in entries]
+    figure.legend(
+        handles,
+        [text for text, _ in entries],
+        loc="outside lower center",
+        ncols=len(entries),
+        facecolor="0.3",
+        labelcolor="white",
+    )
