@@ -244,7 +244,6 @@ def tests(session: nox.Session) -> None:
         "-m",
         "mypy.stubtest",
         "mahal._core",
-        "--ignore-missing-stub",
         "--mypy-config-file",
         os.devnull,
     )
