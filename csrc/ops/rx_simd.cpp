@@ -346,9 +346,13 @@ struct LocalRx {
         S::store(d, S::load(d) + extra);
       }
     }
+    // Rounding passes from lane to lane with the prefix sums, so the largest lane counts for all.
     for (int j = 0; j < n; ++j) {
       T* peak = mem + s.peak + j * L;
-      S::store(peak, S::max(S::load(peak), S::load(diagonal(j))));
+      const T* sums = diagonal(j);
+      T largest = peak[0];
+      for (int l = 0; l < L; ++l) largest = sums[l] > largest ? sums[l] : largest;
+      S::store(peak, S::set1(largest));
     }
     Interleaved<S> cholesky{matrix, s.ld, mem + s.inverse, b.tolerance, mem + s.peak, S::zero()};
     cholesky.template factor<true>(n);
@@ -384,7 +388,13 @@ struct LocalRx {
 
   MAHAL_INLINE void run() const {
     find_origin();
-    for (int j = 0; j < b.bands; ++j) S::store(mem + s.peak + j * L, S::zero());
+    // The whitened samples themselves are rounded: below that there is no variance to speak of.
+    constexpr T rounding = 16 * (sizeof(T) == 4 ? T(0x1p-23) : T(0x1p-52));
+    for (int j = 0; j < b.bands; ++j) {
+      const T noise = rounding * mem[s.origin + j];
+      S::store(mem + s.peak + j * L,
+               S::set1(static_cast<T>(b.samples) * noise * noise / b.tolerance));
+    }
     for (int r = b.row_begin; r < b.row_end; ++r) {
       alignas(64) T samples[L];
       for (int l = 0; l < L; ++l) {
@@ -414,23 +424,21 @@ using D = Simd<double>;
 void centre_and_gram(const WindowStatistics& w) {
   constexpr int L = D::lanes;
   for (int j = 0; j < w.padded; j += L) {
+    // Relative to the first sample, so that a band without variance has exactly none.
+    const auto first = D::load(w.samples + j);
     auto mean = D::zero();
-    for (int k = 0; k < w.count; ++k) mean = mean + D::load(w.samples + k * w.padded + j);
-    mean = mean / D::set1(w.count);
-    auto rest = D::zero();
     for (int k = 0; k < w.count; ++k) {
       double* x = w.samples + static_cast<std::ptrdiff_t>(k) * w.padded + j;
-      const auto d = D::load(x) - mean;
-      rest = rest + d;
+      const auto d = D::load(x) - first;
+      mean = mean + d;
       D::store(x, d);
     }
-    // What rounding left in the mean of the centred samples.
-    rest = rest / D::set1(w.count);
+    mean = mean / D::set1(w.count);
     for (int k = 0; k < w.count; ++k) {
       double* x = w.samples + static_cast<std::ptrdiff_t>(k) * w.padded + j;
-      D::store(x, D::load(x) - rest);
+      D::store(x, D::load(x) - mean);
     }
-    D::store(w.difference + j, D::load(w.test + j) - mean - rest);
+    D::store(w.difference + j, D::load(w.test + j) - first - mean);
   }
   for (int k = 0; k < w.count; ++k) {
     w.pointers[k] = w.samples + static_cast<std::ptrdiff_t>(k) * w.padded;
