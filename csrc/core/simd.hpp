@@ -122,7 +122,8 @@ struct Simd {
     }
 #else
     V r;
-    for (int i = 0; i < lanes; ++i) r[i] = sizeof(T) == 4 ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);
+    for (int i = 0; i < lanes; ++i)
+      r[i] = sizeof(T) == 4 ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);
     return r;
 #endif
   }
