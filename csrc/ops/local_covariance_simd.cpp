@@ -730,13 +730,15 @@ struct Map {
         }
       }
       if (count) d = Divisors(count[c], b.ddof);
-      const V mj = S::load(sums_of_pixel + j0) * S::set1(d.per_sample * d.per_degree);
+      const V mj = S::load(sums_of_pixel + j0);
       const V scale = S::set1(d.per_degree);
+      const V mean_scale = S::set1(d.per_sample * d.per_degree);
       const double* mi = sums_of_pixel + i0;
       V cov[R];
       MAHAL_UNROLL
       for (int r = 0; r < R; ++r) {
-        cov[r] = S::fnma(S::set1(mi[r]), mj, total[r] * scale);
+        // The product of the means first: it is the same either way round.
+        cov[r] = S::fnma(S::set1(mi[r]) * mj, mean_scale, total[r] * scale);
       }
       write(out, n, i0, i_end, j0, cov);
       out += out_stride;
