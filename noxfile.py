@@ -249,6 +249,12 @@ def tests(session: nox.Session) -> None:
     )
     ask = "from mahal import _core; print(*_core.supported_isas())"
     isas = str(session.run("python", "-c", ask, silent=True)).split()
+    failed = []
     for isa in isas[:-1]:
-        _pytest(session, "-q", *_test_files(*OPS), env={"MAHAL_ISA": isa})
+        try:
+            _pytest(session, "-q", *_test_files(*OPS), env={"MAHAL_ISA": isa})
+        except nox.command.CommandFailed:
+            failed.append(isa)
     _pytest(session, env={"MAHAL_BUILD_DIR": str(folder)})
+    if failed:
+        session.error(f"tests failed on {', '.join(failed)}")
