@@ -69,7 +69,7 @@ def _native() -> ctypes.CDLL:
 
 
 @functools.cache
-def flops(isa: str, itemsize: int, threads: int = 1, repeats: int = 15) -> float:
+def flops(isa: str, itemsize: int, threads: int = 1, repeats: int = 400) -> float:
     """Fused multiply-add rate, two operations each, of all threads together.
 
     Parameters
@@ -91,7 +91,7 @@ def flops(isa: str, itemsize: int, threads: int = 1, repeats: int = 15) -> float
 
 
 @functools.cache
-def bandwidth(kind: str, working_set: int, threads: int = 1, repeats: int = 15) -> float:
+def bandwidth(kind: str, working_set: int, threads: int = 1, repeats: int = 40) -> float:
     """Memory bandwidth of all threads together.
 
     Parameters

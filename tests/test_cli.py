@@ -4,16 +4,15 @@ import re
 import subprocess
 import sys
 
+import mahal
 import numpy as np
 import pytest
 import rasterio
 import scipy.io
 import spectral.io.envi
+from mahal import cli, metrics, scenes, significance
 from matplotlib.image import imread
 from rasterio.transform import Affine
-
-import mahal
-from mahal import cli, metrics, scenes, significance
 
 ROWS, COLS, BANDS = 24, 30, 6
 
@@ -53,8 +52,11 @@ def refused(capsys, folder, text, *arguments):
     """Exit code 2, one line on stderr with `text`, and no file made or changed."""
     before = contents(folder)
     code, out, err = run(capsys, *arguments)
-    assert code == 2 and out == ""
-    assert err.startswith("mahal: error: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert code == 2
+    assert out == ""
+    assert err.startswith("mahal: error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
     assert text in err, err
     assert contents(folder) == before
 
@@ -82,15 +84,18 @@ def test_global_rx_end_to_end(folder, capsys, simulated):
     threshold = significance.rx_threshold(1e-3, BANDS, ROWS * COLS, background="global")
     areas = metrics.roc_areas(scores, simulated.truth)
     summary = json.loads((folder / "out" / "s_summary.json").read_text())
-    assert summary["threshold"] == threshold and summary["samples"] == ROWS * COLS
+    assert summary["threshold"] == threshold
+    assert summary["samples"] == ROWS * COLS
     assert summary["detections"] == int((scores >= threshold).sum())
     assert summary["areas"]["auc_df"] == areas.auc_df
     assert summary["files"] == [
         f"s_{n}" for n in ("scores.mat", "detections.png", "roc.png", "summary.json")
     ]
     assert rows["size"] == "24 x 30 pixels, 6 bands, uint16"
-    assert rows["detector"] == "global RX" and rows["samples"] == "720"
-    assert rows["AUC(D,F)"] == f"{areas.auc_df:.5f}" and rows["SNPR"] == f"{areas.snpr:.5f}"
+    assert rows["detector"] == "global RX"
+    assert rows["samples"] == "720"
+    assert rows["AUC(D,F)"] == f"{areas.auc_df:.5f}"
+    assert rows["SNPR"] == f"{areas.snpr:.5f}"
     assert rows["scene"] == f"{path}, key data, truth map"
     assert imread(folder / "out" / "s_detections.png").shape[0] > 300
     columns = {len(re.match(r"(\S+(?: \S+)*)? +", line)[0]) for line in out.splitlines()}
@@ -114,7 +119,8 @@ def test_local_rx_takes_its_law_and_samples(
     summary = json.loads((folder / "s_summary.json").read_text())
     expected = significance.rx_threshold(0.01, BANDS, samples, background=background)
     assert (summary["threshold"], summary["samples"]) == (expected, samples)
-    assert summary["areas"] is None and summary["targets"] is None
+    assert summary["areas"] is None
+    assert summary["targets"] is None
     name = " ".join(map(str, sizes))
     assert rows["detector"] == f"local RX, window {name}, border shift"
 
@@ -124,7 +130,10 @@ def test_border_valid_has_no_scores_outside(folder, capsys, simulated):
     rows, _ = accepted(capsys, "detect", "in/s.npy", "--window", 3, 7, "--border", "valid")
     scores = np.load("s_scores.npy")
     assert np.isnan(scores).sum() == ROWS * COLS - (ROWS - 6) * (COLS - 6)
-    assert rows["samples"] == "40" and "of 432 scored" in rows["detections"]
+    assert rows["samples"] == "40"
+    assert "of 432 scored" in rows["detections"]
+    assert rows["at the edge"] == "288 pixels"
+    assert "masked" not in rows
 
 
 def test_mask_lowers_the_samples_and_is_not_scored(folder, capsys, simulated):
@@ -136,7 +145,7 @@ def test_mask_lowers_the_samples_and_is_not_scored(folder, capsys, simulated):
     np.testing.assert_array_equal(np.isnan(scores), use == 0)
     counts = significance.window_samples((ROWS, COLS), (3, 9), mask=use.astype(bool))
     assert rows["masked"] == "150 pixels"
-    assert rows["samples"] == f"{counts[counts > 0].min()} to {counts.max()}"
+    assert rows["samples"] == f"{counts[use == 1].min()} to {counts.max()}"
     threshold = significance.rx_threshold(1e-3, BANDS, counts)
     summary = json.loads((folder / "s_summary.json").read_text())
     assert summary["detections"] == int((scores >= threshold).sum())
@@ -149,7 +158,8 @@ def test_pixel_that_is_not_finite_is_counted(folder, capsys, simulated):
     image[3, 4, 2] = np.nan
     np.save("in/s.npy", image)
     rows, _ = accepted(capsys, "detect", "in/s.npy")
-    assert rows["not finite"] == "1 pixels" and rows["samples"] == "719"
+    assert rows["not finite"] == "1 pixels"
+    assert rows["samples"] == "719"
 
 
 def test_singular_pixels_are_counted(folder, capsys, simulated):
@@ -158,22 +168,25 @@ def test_singular_pixels_are_counted(folder, capsys, simulated):
     np.save("in/s.npy", image)
     rows, _ = accepted(capsys, "detect", "in/s.npy", "--window", 1, 5, "--singular", "nan")
     count = int(np.isnan(np.load("s_scores.npy")).sum())
-    assert count > 0 and rows["singular"] == f"{count} pixels (rule: nan)"
+    assert count > 0
+    assert rows["singular"] == f"{count} pixels (rule: nan)"
     os.remove("s_scores.npy")
     before = contents(folder)
     refused(capsys, folder, "rx: ", "detect", "in/s.npy", "--window", 1, 5, "--singular", "raise")
     assert contents(folder) == before
 
 
-def test_background_of_another_scene(folder, capsys, simulated):
+@pytest.mark.parametrize("kinds", [("uint16", "uint16"), ("uint16", "float64"), ("f8", "f4")])
+def test_background_of_another_scene(folder, capsys, simulated, kinds):
     other = scenes.simulate(20, 20, BANDS, seed=9, targets=0)
-    np.save("in/s.npy", simulated.image)
-    save_mat("in/b.mat", other)
+    np.save("in/s.npy", simulated.image.astype(kinds[0]))
+    scipy.io.savemat("in/b.mat", {"data": other.image.astype(kinds[1])})
     rows, _ = accepted(capsys, "detect", "in/s.npy", "--background", "in/b.mat")
-    expected = mahal.rx(simulated.image, background=other.image)
+    expected = mahal.rx(simulated.image.astype(float), background=other.image.astype(float))
     written = np.load("s_scores.npy")
     np.testing.assert_allclose(written, expected, rtol=1e3 * np.finfo(np.float32).eps)
-    assert rows["samples"] == "400" and "background in/b.mat" in rows["detector"]
+    assert rows["samples"] == "400"
+    assert "background in/b.mat" in rows["detector"]
     summary = json.loads((folder / "s_summary.json").read_text())
     assert summary["threshold"] == significance.rx_threshold(1e-3, BANDS, 400)
 
@@ -194,7 +207,8 @@ def test_georeferenced_scenes_give_georeferenced_scores(folder, capsys, simulate
             rasterio.open(f"out/r_scores{data[1:]}") as after,
         ):
             assert after.transform == before.transform == place["transform"]
-            assert after.crs == before.crs and before.crs is not None
+            assert after.crs == before.crs
+            assert before.crs is not None
 
 
 def test_demo_needs_no_data(folder, capsys):
@@ -213,7 +227,8 @@ def test_demo_needs_no_data(folder, capsys):
 def test_truth_without_targets_gives_no_roc(folder, capsys, simulated):
     scipy.io.savemat("in/s.mat", {"data": simulated.image, "map": np.zeros((ROWS, COLS))})
     rows, _ = accepted(capsys, "detect", "in/s.mat")
-    assert rows["targets"] == "0 of 0 pixels" and rows["areas"].startswith("none")
+    assert rows["targets"] == "0 of 0 pixels"
+    assert rows["areas"].startswith("none")
     assert "s_roc.png" not in made(folder)
 
 
@@ -257,7 +272,8 @@ def test_evaluate_equals_the_metrics(folder, capsys, simulated):
     grid = metrics.roc_areas(
         scenes.read_map("s_scores.mat"), simulated.truth, thresholds=101
     ).auc_df
-    assert rows["AUC(D,F)"] == f"{grid:.5f}" and rows["thresholds"] == "101"
+    assert rows["AUC(D,F)"] == f"{grid:.5f}"
+    assert rows["thresholds"] == "101"
     assert made(folder / "out") == ["e_roc.png", "e_summary.json"]
     summary = json.loads((folder / "out" / "e_summary.json").read_text())
     assert summary["areas"]["auc_df"] == grid
@@ -269,7 +285,8 @@ def test_evaluate_counts_what_has_no_score(folder, capsys):
     np.save("in/scores.npy", scores)
     np.save("in/truth.npy", scores > 8)
     rows, _ = accepted(capsys, "evaluate", "in/scores.npy", "in/truth.npy")
-    assert rows["not scored"] == "1 pixels" and rows["AUC(D,F)"] == "1.00000"
+    assert rows["not scored"] == "1 pixels"
+    assert rows["AUC(D,F)"] == "1.00000"
 
 
 def test_info_lists_what_the_library_says(capsys):
@@ -463,7 +480,8 @@ def test_progress_waits_a_moment_and_then_counts_on_one_line():
     progress(26, 100)
     assert terminal.text.count("scoring") == 1
     progress.clear()
-    assert terminal.text.endswith("\r") and "\n" not in terminal.text
+    assert terminal.text.endswith("\r")
+    assert "\n" not in terminal.text
 
 
 def test_progress_reaches_the_detector_only_on_a_terminal(folder, capsys, simulated, monkeypatch):
@@ -479,14 +497,16 @@ def test_progress_reaches_the_detector_only_on_a_terminal(folder, capsys, simula
     accepted(capsys, "detect", "in/s.npy", "--window", 3, 7)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     accepted(capsys, "detect", "in/s.npy", "--window", 3, 7)
-    assert seen[0] is None and isinstance(seen[1], cli._Progress)
+    assert seen[0] is None
+    assert isinstance(seen[1], cli._Progress)
 
 
 def test_version_and_help_leave_with_zero(capsys):
     for arguments, text in ((["--version"], mahal.__version__), (["detect", "-h"], "INNER OUTER")):
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
-        assert caught.value.code == 0 and text in capsys.readouterr().out
+        assert caught.value.code == 0
+        assert text in capsys.readouterr().out
 
 
 def test_command_in_a_process_of_its_own(folder):
@@ -497,5 +517,6 @@ def test_command_in_a_process_of_its_own(folder):
         text=True,
         check=False,
     )
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 2
+    assert done.stdout == ""
     assert done.stderr == "mahal: error: none.mat: no such file\n"

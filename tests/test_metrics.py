@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from mahal.metrics import roc, roc_areas
 
 EPS = np.finfo(np.float64).eps
@@ -60,9 +59,12 @@ def test_curve_is_monotone_and_encloses_the_area(case):
     curve = roc(scores, truth)
     assert np.all(np.diff(curve.thresholds) < 0)
     for rate in (curve.detection_rate, curve.false_alarm_rate):
-        assert rate[0] == 0 and rate[-1] == 1 and np.all(np.diff(rate) >= 0)
-    for t, d, f in zip(curve.thresholds, curve.detection_rate, curve.false_alarm_rate):
-        assert d == (scores[truth] >= t).mean() and f == (scores[~truth] >= t).mean()
+        assert rate[0] == 0
+        assert rate[-1] == 1
+        assert np.all(np.diff(rate) >= 0)
+    for t, d, f in zip(curve.thresholds, curve.detection_rate, curve.false_alarm_rate, strict=True):
+        assert d == (scores[truth] >= t).mean()
+        assert f == (scores[~truth] >= t).mean()
     d, f = curve.detection_rate, curve.false_alarm_rate
     area = np.sum(np.diff(f) * (d[1:] + d[:-1])) / 2
     assert area == pytest.approx(roc_areas(scores, truth).auc_df, abs=8 * EPS * scores.size)
@@ -106,7 +108,8 @@ def test_not_a_number_is_left_out_and_counted():
     truth = np.array([[0, 1, 1], [0, 0, 0]])
     used = ~np.isnan(scores)
     areas, kept = roc_areas(scores, truth), roc_areas(scores[used], truth[used])
-    assert areas.left_out == 2 and kept.left_out == 0
+    assert areas.left_out == 2
+    assert kept.left_out == 0
     assert (areas.auc_df, areas.auc_dtau, areas.auc_ftau) == (
         kept.auc_df,
         kept.auc_dtau,
@@ -154,7 +157,8 @@ def test_span_of_huge_scores_does_not_overflow():
 def test_bad_input(call, scores, truth, error, text):
     with pytest.raises(error, match=f"^{call.__name__}: (scores|truth): .*") as caught:
         call(scores, truth)
-    assert caught.match(text) and "\n" not in str(caught.value)
+    assert caught.match(text)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("thresholds", [1, 0, -3, 2.5, "many"])

@@ -259,6 +259,24 @@ def test_singular_windows(dtype: Any, rule: str) -> None:
         np.testing.assert_allclose(scores[~regular], want[~regular], rtol=loaded, atol=loaded)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bands", [1, 2, 5])
+def test_a_pixel_in_a_flat_region(dtype: Any, bands: int) -> None:
+    """A flat window has no scale of its own, whatever rounding leaves of its variance."""
+    image = random_scene((24, 45, bands), np.random.default_rng(23)).astype(dtype)
+    image[:, 20:] = dtype(0.1)
+    image[12, 35] = 7
+    want, want_status = reference.rx(image, window=(1, 7))
+    assert want_status[12, 35] == want_status[3, 40] == reference.SINGULAR
+    with pytest.warns(mahal.SingularWarning):
+        scores, status = mahal.rx(image, window=(1, 7), return_status=True)
+    np.testing.assert_array_equal(status, want_status)
+    flat = want == 0
+    assert (scores[flat] <= 1e-6).all()
+    loaded = tolerance(dtype, condition=1 / reference.LOADING, terms=7)
+    np.testing.assert_allclose(scores[12, 35], want[12, 35], rtol=loaded)
+
+
 def test_singular_windows_leave_their_neighbours_alone() -> None:
     image = random_scene((26, 45, 4), np.random.default_rng(9))
     spoiled = spoil(image)

@@ -6,12 +6,11 @@ import pytest
 import rasterio
 import scipy.io
 import spectral.io.envi
+from mahal import scenes
+from mahal.scenes import SceneError
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.transform import Affine
-
-from mahal import scenes
-from mahal.scenes import SceneError
 
 SHAPE = (5, 7, 4)
 TRANSFORM = Affine(3.5, 0.0, 480805.4, 0.0, -3.5, 3618830.5)
@@ -88,7 +87,8 @@ def test_matlab_finds_image_and_truth_by_their_usual_names(tmp_path, cube, targe
     scene = scenes.read(path)
     np.testing.assert_array_equal(scene.image, cube)
     np.testing.assert_array_equal(scene.truth, target)
-    assert scene.image.dtype == np.int16 and scene.image.flags.c_contiguous
+    assert scene.image.dtype == np.int16
+    assert scene.image.flags.c_contiguous
     assert (scene.key, scene.map_key, scene.name, scene.format) == (key, map_key, "s", "matlab")
     assert {text.split()[0] for text in scene.unused} == {"note", "other"}
 
@@ -120,7 +120,8 @@ def test_truth_of_the_turned_size_is_turned(tmp_path, cube, target):
 def test_class_map_under_a_usual_name_is_left_alone(tmp_path, cube):
     save_v5(tmp_path / "s.mat", data=cube, gt=np.arange(35).reshape(5, 7) % 3)
     scene = scenes.read(tmp_path / "s.mat")
-    assert scene.truth is None and scene.unused == ("gt (5 x 7)",)
+    assert scene.truth is None
+    assert scene.unused == ("gt (5 x 7)",)
     with pytest.raises(SceneError, match="gt must be 0 and one other value, got 3 values from 0"):
         scenes.read(tmp_path / "s.mat", map_key="gt")
 
@@ -138,7 +139,8 @@ def test_envi_interleaves_and_byte_orders(tmp_path, cube, interleave, byteorder)
     for name in ("s.hdr", "s.img"):
         scene = scenes.read(tmp_path / name)
         np.testing.assert_array_equal(scene.image, cube)
-        assert scene.image.dtype.isnative and scene.image.flags.c_contiguous
+        assert scene.image.dtype.isnative
+        assert scene.image.flags.c_contiguous
         np.testing.assert_allclose(scene.wavelengths, [400, 500, 600, 700])
         assert (scene.name, scene.format) == ("s", "envi")
 
@@ -176,7 +178,8 @@ def test_geotiff_keeps_its_place_and_marks_missing_pixels(tmp_path, cube):
     np.testing.assert_array_equal(scene.image, cube)
     assert scene.metadata["crs"] == CRS.from_epsg(32611)
     assert scene.metadata["transform"] == TRANSFORM
-    assert not scene.mask[0, 0] and scene.mask.sum() == 34
+    assert not scene.mask[0, 0]
+    assert scene.mask.sum() == 34
     np.testing.assert_allclose(scene.wavelengths, [500, 600, 700, 800])
 
 
@@ -203,7 +206,8 @@ def test_numpy_scene(tmp_path, cube):
     np.save(tmp_path / "s.npy", np.asfortranarray(cube.astype(">i2")))
     scene = scenes.read(tmp_path / "s.npy")
     np.testing.assert_array_equal(scene.image, cube)
-    assert scene.image.dtype.isnative and scene.image.flags.c_contiguous
+    assert scene.image.dtype.isnative
+    assert scene.image.flags.c_contiguous
 
 
 def truth_file(tmp_path, kind, target):
@@ -260,7 +264,9 @@ def refused(text, *args, **kwargs):
     with pytest.raises(SceneError) as caught:
         scenes.read(*args, **kwargs)
     message = str(caught.value)
-    assert text in message and message.startswith(str(args[0].parent)) and "\n" not in message
+    assert text in message
+    assert message.startswith(str(args[0].parent))
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("save", [save_v5, save_v73])
@@ -402,7 +408,8 @@ def test_geotiff_scores_keep_their_place(tmp_path, cube):
     scene = scene_of("geotiff", tmp_path, cube)
     (path,) = scenes.write(tmp_path / "a.tiff", np.zeros(SHAPE[:2]), like=scene)
     with rasterio.open(path) as file:
-        assert file.crs == CRS.from_epsg(32611) and file.transform == TRANSFORM
+        assert file.crs == CRS.from_epsg(32611)
+        assert file.transform == TRANSFORM
         assert np.isnan(file.nodata)
 
 
@@ -438,7 +445,8 @@ def test_envi_scores_keep_their_place(tmp_path, cube):
     header, data = scenes.write(tmp_path / "a", np.zeros(SHAPE[:2]), like=scene)
     with rasterio.open(tmp_path / "s.img") as before, rasterio.open(data) as after:
         assert before.crs is not None
-        assert after.crs == before.crs and after.transform == before.transform
+        assert after.crs == before.crs
+        assert after.transform == before.transform
     assert spectral.io.envi.read_envi_header(str(header))["x start"] == "28"
 
 
@@ -484,16 +492,24 @@ def test_failure_while_writing_keeps_what_was_there(tmp_path, cube, kind, monkey
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def fill_and_raise(folder, names, error):
+    with scenes.staged(folder) as stage:
+        for name in names:
+            (stage / name).write_text("new")
+        if error is not None:
+            raise error
+
+
 def test_staged_files_move_together_or_not_at_all(tmp_path):
     (tmp_path / "b").mkdir()
-    with pytest.raises(SceneError, match="must not be a folder"), scenes.staged(tmp_path) as stage:
-        (stage / "a").write_text("new")
-        (stage / "b").write_text("new")
+    with pytest.raises(SceneError, match="must not be a folder"):
+        fill_and_raise(tmp_path, ["a", "b"], None)
     assert os.listdir(tmp_path) == ["b"]
-    with pytest.raises(KeyboardInterrupt), scenes.staged(tmp_path) as stage:
-        (stage / "a").write_text("new")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        fill_and_raise(tmp_path, ["a"], KeyboardInterrupt())
     assert os.listdir(tmp_path) == ["b"]
+    fill_and_raise(tmp_path, ["a", "c"], None)
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
 
 
 def test_missing_library_names_the_extra(tmp_path, cube, monkeypatch):
@@ -507,8 +523,10 @@ def test_simulation_is_repeatable_and_depends_on_the_seed():
     first, same, other = (scenes.simulate(30, 40, 20, seed=seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.image, same.image)
     np.testing.assert_array_equal(first.truth, same.truth)
-    assert np.any(first.image != other.image) and np.any(first.truth != other.truth)
-    assert first.image.shape == (30, 40, 20) and first.image.dtype == np.uint16
+    assert np.any(first.image != other.image)
+    assert np.any(first.truth != other.truth)
+    assert first.image.shape == (30, 40, 20)
+    assert first.image.dtype == np.uint16
 
 
 def test_simulation_follows_its_mixing_model():
@@ -516,7 +534,8 @@ def test_simulation_follows_its_mixing_model():
     mixed = scenes.simulate(40, 50, 30, seed=5, targets=12, noise=0.0)
     fractions = mixed.metadata["fractions"]
     np.testing.assert_array_equal(mixed.truth, fractions > 0)
-    assert not plain.truth.any() and 12 <= mixed.truth.sum() <= 48
+    assert not plain.truth.any()
+    assert 12 <= mixed.truth.sum() <= 48
     assert np.unique(fractions[mixed.truth]).size == 12
     f = fractions[..., None]
     expected = (1 - f) * plain.image + f * 10000 * mixed.metadata["target"]
@@ -531,7 +550,8 @@ def test_simulated_noise_has_the_stated_level():
     level = difference.std(axis=(0, 1))
     # The quietest band: 40 units, times the root of 0.5 + reflectance / 0.4 with reflectance < 0.5.
     assert 40 * np.sqrt(0.5) < level.min() < 40 * np.sqrt(1.75)
-    assert level[-1] > 1.5 * level.min() and level[np.abs(quiet.wavelengths - 1880).argmin()] > 80
+    assert level[-1] > 1.5 * level.min()
+    assert level[np.abs(quiet.wavelengths - 1880).argmin()] > 80
 
 
 def test_simulated_bands_and_pixels_are_correlated():

@@ -2,9 +2,8 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy import stats
-
 from mahal.significance import rx_pvalue, rx_threshold, window_samples
+from scipy import stats
 
 EPS = np.finfo(np.float64).eps
 LAWS = list(itertools.product(("local", "global"), ("estimated", "known"), (False, True)))
@@ -51,7 +50,7 @@ def test_other_laws_are_rejected(background, mean, complex_data):
     law = {"background": background, "mean": mean, "complex_data": complex_data}
     scores = simulate(4000, 4, 6, **law, seed=2)
     for changed in LAWS:
-        wrong = dict(zip(law, changed))
+        wrong = dict(zip(law, changed, strict=True))
         if wrong != law:
             pvalues = rx_pvalue(scores, 4, 6, **wrong)
             assert stats.kstest(pvalues, "uniform").pvalue < 1e-6, wrong
@@ -152,7 +151,8 @@ def test_maps_of_samples_broadcast_and_mark_what_is_too_few():
 def test_bad_input(call, text):
     with pytest.raises(ValueError, match=r"^rx_(threshold|pvalue): ") as caught:
         call()
-    assert text in str(caught.value) and "\n" not in str(caught.value)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def count_by_loop(used, window, border):

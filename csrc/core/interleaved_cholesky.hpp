@@ -23,7 +23,8 @@ struct Interleaved {
   T* a;
   std::ptrdiff_t ld;
   T* inverse_pivots;  // n * lanes
-  T tolerance;        // a pivot must exceed tolerance times its original diagonal entry
+  T tolerance;        // a pivot must exceed tolerance times its scale
+  const T* scale;     // n * lanes, or nullptr: the diagonal entry itself
   V margin;           // per lane: positive when every pivot did
 
   MAHAL_INLINE T* at(std::ptrdiff_t i, std::ptrdiff_t j) const { return a + (i * ld + j) * L; }
@@ -79,7 +80,7 @@ struct Interleaved {
     for (int r = 0; r < R; ++r) {
       MAHAL_UNROLL
       for (int b = 0; b <= r; ++b) acc[r][b] = S::load(at(i0 + r, i0 + b));
-      original[r] = acc[r][r];
+      if (!Border || r + 1 < R) original[r] = scale ? S::load(scale + (i0 + r) * L) : acc[r][r];
     }
     const T* pi = at(i0, 0);
     for (int k = 0; k < i0; ++k) {

@@ -64,6 +64,7 @@ struct Simd {
   static MAHAL_INLINE V set1(T x) { return broadcast(x, typename MakeIndices<lanes>::type{}); }
   static MAHAL_INLINE V zero() { return V{}; }
   static MAHAL_INLINE V min(V a, V b) { return a < b ? a : b; }
+  static MAHAL_INLINE V max(V a, V b) { return a > b ? a : b; }
 
   // a * b + c, fused where the instruction set can.
   static MAHAL_INLINE V fma(V a, V b, V c) {

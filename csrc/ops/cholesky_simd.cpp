@@ -115,7 +115,7 @@ struct Pack {
         S::store(d, S::load(d) + extra);
       }
     }
-    Interleaved<S> cholesky{matrix, ld, inverse, b.tolerance, S::zero()};
+    Interleaved<S> cholesky{matrix, ld, inverse, b.tolerance, nullptr, S::zero()};
     cholesky.template factor<false>(n);
     alignas(64) T margin[L];
     S::store(margin, cholesky.margin);

@@ -415,6 +415,8 @@ void local_scores(const RxParams& params, const Plan& p, const Shape& s, const T
         block.row_end = std::min(t.rows_end, block.row_begin + strip_rows);
         block.col_begin = t.cols_begin + static_cast<int>(task % groups) * lanes;
         block.col_end = t.cols_end;
+        block.status = count ? p.moments.status : nullptr;
+        block.status_stride = s.cols;
         block.count = count;
         block.loading = singular ? static_cast<T>(rx_loading) : T(0);
         block.score = out.score;

@@ -12,8 +12,10 @@ namespace mahal {
 // One block of rows times one group of `lanes` columns; a pixel per SIMD lane.
 template <class T>
 struct LocalRxBlock {
-  const T* image;  // whitened, centred; pixels left out of the statistics are zero
+  const T* image;  // whitened
   std::ptrdiff_t row_stride;
+  const std::uint8_t* status;  // per pixel of the image, or nullptr; pixels not 0 are left out
+  std::ptrdiff_t status_stride;
   int padded;  // elements per pixel: bands rounded up to a multiple of 16, the rest zero
   int bands;
   WindowAxis rows, cols;
@@ -23,7 +25,9 @@ struct LocalRxBlock {
   const std::int32_t* count;  // samples per pixel, or nullptr: `samples` everywhere
   std::ptrdiff_t count_stride;
   int samples;
-  T tolerance;  // a pivot below tolerance * diagonal marks the pixel in `weak`
+  // A pivot below tolerance times the largest sum of squares that its entry was made from marks
+  // the pixel in `weak`: what is left of it is rounding.
+  T tolerance;
   T loading;    // added to every diagonal entry of the covariance
   T* score;     // rows x cols
   std::uint8_t* weak;

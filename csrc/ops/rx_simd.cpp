@@ -10,10 +10,13 @@ namespace {
 // Bands whose strips are kept in the first-level cache while the others pass by.
 inline constexpr int band_block = 24;
 inline constexpr int rows_at_once = vector_registers == 32 ? 2 : 1;
+// Spectra of a Gram matrix that are centred at a time.
+inline constexpr int spectra_at_once = 64;
 
 // Doubles and floats share the layout rules; all offsets are in elements.
 struct Layout {
-  std::ptrdiff_t ld, state, sums, matrix, inverse, strips, base, base_sums, zeros, pointers, total;
+  std::ptrdiff_t ld, state, sums, matrix, inverse, peak, strips, base, base_sums, origin, spectra,
+      pointers, total;
 };
 
 MAHAL_INLINE Layout layout_of(int bands, int padded, int outer, int inner, int lanes,
@@ -30,10 +33,12 @@ MAHAL_INLINE Layout layout_of(int bands, int padded, int outer, int inner, int l
   s.sums = take(static_cast<std::ptrdiff_t>(bands) * lanes);
   s.matrix = take((bands + 1) * s.ld * lanes);
   s.inverse = take(static_cast<std::ptrdiff_t>(bands) * lanes);
+  s.peak = take(static_cast<std::ptrdiff_t>(bands) * lanes);
   s.strips = take(static_cast<std::ptrdiff_t>(bands) * 8 * lanes);
   s.base = take(static_cast<std::ptrdiff_t>(padded) * padded);
   s.base_sums = take(padded);
-  s.zeros = take(padded);
+  s.origin = take(padded);
+  s.spectra = take(static_cast<std::ptrdiff_t>(spectra_at_once) * padded);
   const std::ptrdiff_t list = static_cast<std::ptrdiff_t>(outer) * outer + 2 * (outer + inner);
   s.pointers = take(list * static_cast<int>(sizeof(void*)) / element_bytes);
   s.total = at;
@@ -49,6 +54,10 @@ enum class Pass { first, more, last, step };
 // rows differ, between neighbouring columns, by one pixel on each side. So a step costs, per band
 // pair, one product per corner, a prefix sum over the lanes, and T of lane 0 (`base`), whatever
 // the size of the windows.
+//
+// All spectra are taken relative to `origin`, the mean of the block, so that a region that lies far
+// from the mean of the image loses no digits to its distance. A sample that does not count points
+// to the origin itself.
 template <class S>
 struct LocalRx {
   using T = typename S::value_type;
@@ -63,9 +72,12 @@ struct LocalRx {
         s(layout_of(block.bands, block.padded, block.outer, block.inner, L, sizeof(T))),
         mem(static_cast<T*>(block.scratch)) {}
 
+  MAHAL_INLINE const T* spectrum(std::ptrdiff_t row, std::ptrdiff_t col) const {
+    if (b.status && b.status[row * b.status_stride + col]) return mem + s.origin;
+    return b.image + row * b.row_stride + col * b.padded;
+  }
   MAHAL_INLINE const T* pixel(int row, int col) const {
-    return b.image + b.rows.index[row] * b.row_stride +
-           static_cast<std::ptrdiff_t>(b.cols.index[col]) * b.padded;
+    return spectrum(b.rows.index[row], b.cols.index[col]);
   }
   MAHAL_INLINE int column(int lane) const {
     const int c = b.col_begin + lane;
@@ -73,19 +85,24 @@ struct LocalRx {
   }
 
   // Strip `slot`: per lane the sample at `row` on one side of the window, where the window of this
-  // lane lies one column further than that of the lane before; zero elsewhere and for row < 0
-  // marked by `present`.
+  // lane lies one column further than that of the lane before; zero elsewhere, and everywhere
+  // unless `present`.
   template <int Slots>
   MAHAL_INLINE void pack(int slot, bool present, int row, const std::int32_t* start,
                          int offset) const {
     const T* src[L];
-    src[0] = mem + s.zeros;
+    src[0] = mem + s.origin;
     for (int l = 1; l < L; ++l) {
       const int before = start[column(l - 1)];
       const int here = start[column(l)];
-      src[l] = present && here != before ? pixel(row, here + offset) : mem + s.zeros;
+      src[l] = present && here != before ? pixel(row, here + offset) : mem + s.origin;
     }
-    interleave<S, true>(src, b.bands, mem + s.strips + slot * L, Slots * L);
+    T* strip = mem + s.strips + slot * L;
+    interleave<S, true>(src, b.bands, strip, Slots * L);
+    for (int j = 0; j < b.bands; ++j) {
+      T* p = strip + static_cast<std::ptrdiff_t>(j) * Slots * L;
+      S::store(p, S::load(p) - S::set1(mem[s.origin + j]));
+    }
   }
 
   // Signed sum of the strips of band j alone: the same corners for the sums of the samples.
@@ -185,15 +202,28 @@ struct LocalRx {
     }
   }
 
-  // Sum and Gram matrix of lane 0 from its own samples.
+  // Signed sum and Gram matrix of the samples of lane 0.
   MAHAL_INLINE void base(const T* const* x, int plus, int minus) const {
-    signed_gram<S>(x, plus, minus, b.padded, mem + s.base, b.padded, false);
-    for (int j = 0; j < b.padded; j += L) {
-      V v = S::zero();
-      for (int k = 0; k < plus; ++k) v = v + S::load(x[k] + j);
-      for (int k = plus; k < plus + minus; ++k) v = v - S::load(x[k] + j);
-      S::store(mem + s.base_sums + j, v);
-    }
+    const T* list[spectra_at_once];
+    for (int j = 0; j < b.padded; j += L) S::store(mem + s.base_sums + j, S::zero());
+    int k = 0;
+    do {
+      int n = 0;
+      for (; n < spectra_at_once && k + n < plus + minus; ++n) {
+        T* copy = mem + s.spectra + static_cast<std::ptrdiff_t>(n) * b.padded;
+        const bool subtract = k + n >= plus;
+        for (int j = 0; j < b.padded; j += L) {
+          const V v = S::load(x[k + n] + j) - S::load(mem + s.origin + j);
+          S::store(copy + j, v);
+          T* sum = mem + s.base_sums + j;
+          S::store(sum, subtract ? S::load(sum) - v : S::load(sum) + v);
+        }
+        list[n] = copy;
+      }
+      const int positive = plus - k < 0 ? 0 : plus - k < n ? plus - k : n;
+      signed_gram<S>(list, positive, n - positive, b.padded, mem + s.base, b.padded, k > 0);
+      k += n;
+    } while (k < plus + minus);
   }
 
   MAHAL_INLINE void start(int r, V reciprocal) const {
@@ -288,19 +318,22 @@ struct LocalRx {
     }
   }
 
+  // Sum of the squares of band j.
+  MAHAL_INLINE const T* diagonal(std::ptrdiff_t j) const {
+    return mem + s.state + (j * (j + 1) / 2 + j) * L;
+  }
+
   MAHAL_INLINE void score(int r, V reciprocal, const T* samples) const {
     T* matrix = mem + s.matrix;
     const int n = b.bands;
     // The pixel itself, minus the mean of its window, as the row below the matrix.
     const T* src[L];
-    for (int l = 0; l < L; ++l) {
-      src[l] = b.image + r * b.row_stride + static_cast<std::ptrdiff_t>(column(l)) * b.padded;
-    }
+    for (int l = 0; l < L; ++l) src[l] = spectrum(r, column(l));
     T* border = matrix + static_cast<std::ptrdiff_t>(n) * s.ld * L;
     interleave<S, true>(src, n, border, L);
     for (int j = 0; j < n; ++j) {
-      S::store(border + j * L,
-               S::fnma(S::load(mem + s.sums + j * L), reciprocal, S::load(border + j * L)));
+      const V x = S::load(border + j * L) - S::set1(mem[s.origin + j]);
+      S::store(border + j * L, S::fnma(S::load(mem + s.sums + j * L), reciprocal, x));
     }
     S::store(border + n * L, S::zero());
     alignas(64) T degrees[L];
@@ -313,7 +346,15 @@ struct LocalRx {
         S::store(d, S::load(d) + extra);
       }
     }
-    Interleaved<S> cholesky{matrix, s.ld, mem + s.inverse, b.tolerance, S::zero()};
+    // Rounding passes from lane to lane with the prefix sums, so the largest lane counts for all.
+    for (int j = 0; j < n; ++j) {
+      T* peak = mem + s.peak + j * L;
+      const T* sums = diagonal(j);
+      T largest = peak[0];
+      for (int l = 0; l < L; ++l) largest = sums[l] > largest ? sums[l] : largest;
+      S::store(peak, S::set1(largest));
+    }
+    Interleaved<S> cholesky{matrix, s.ld, mem + s.inverse, b.tolerance, mem + s.peak, S::zero()};
     cholesky.template factor<true>(n);
     alignas(64) T value[L];
     alignas(64) T margin[L];
@@ -326,8 +367,34 @@ struct LocalRx {
     }
   }
 
+  // Mean of the usable pixels of the block.
+  MAHAL_INLINE void find_origin() const {
+    T* origin = mem + s.origin;
+    for (int j = 0; j < b.padded; j += L) S::store(origin + j, S::zero());
+    int n = 0;
+    for (int r = b.row_begin; r < b.row_end; ++r) {
+      for (int l = 0; l < L && b.col_begin + l < b.col_end; ++l) {
+        const T* x = spectrum(r, b.col_begin + l);
+        if (x == origin) continue;
+        ++n;
+        for (int j = 0; j < b.padded; j += L) {
+          S::store(origin + j, S::load(origin + j) + S::load(x + j));
+        }
+      }
+    }
+    const V share = S::set1(n > 0 ? T(1) / static_cast<T>(n) : T(0));
+    for (int j = 0; j < b.padded; j += L) S::store(origin + j, S::load(origin + j) * share);
+  }
+
   MAHAL_INLINE void run() const {
-    for (int j = 0; j < b.padded; j += L) S::store(mem + s.zeros + j, S::zero());
+    find_origin();
+    // The whitened samples themselves are rounded: below that there is no variance to speak of.
+    constexpr T rounding = 16 * (sizeof(T) == 4 ? T(0x1p-23) : T(0x1p-52));
+    for (int j = 0; j < b.bands; ++j) {
+      const T noise = rounding * mem[s.origin + j];
+      S::store(mem + s.peak + j * L,
+               S::set1(static_cast<T>(b.samples) * noise * noise / b.tolerance));
+    }
     for (int r = b.row_begin; r < b.row_end; ++r) {
       alignas(64) T samples[L];
       for (int l = 0; l < L; ++l) {
@@ -357,23 +424,21 @@ using D = Simd<double>;
 void centre_and_gram(const WindowStatistics& w) {
   constexpr int L = D::lanes;
   for (int j = 0; j < w.padded; j += L) {
+    // Relative to the first sample, so that a band without variance has exactly none.
+    const auto first = D::load(w.samples + j);
     auto mean = D::zero();
-    for (int k = 0; k < w.count; ++k) mean = mean + D::load(w.samples + k * w.padded + j);
-    mean = mean / D::set1(w.count);
-    auto rest = D::zero();
     for (int k = 0; k < w.count; ++k) {
       double* x = w.samples + static_cast<std::ptrdiff_t>(k) * w.padded + j;
-      const auto d = D::load(x) - mean;
-      rest = rest + d;
+      const auto d = D::load(x) - first;
+      mean = mean + d;
       D::store(x, d);
     }
-    // What rounding left in the mean of the centred samples.
-    rest = rest / D::set1(w.count);
+    mean = mean / D::set1(w.count);
     for (int k = 0; k < w.count; ++k) {
       double* x = w.samples + static_cast<std::ptrdiff_t>(k) * w.padded + j;
-      D::store(x, D::load(x) - rest);
+      D::store(x, D::load(x) - mean);
     }
-    D::store(w.difference + j, D::load(w.test + j) - mean - rest);
+    D::store(w.difference + j, D::load(w.test + j) - first - mean);
   }
   for (int k = 0; k < w.count; ++k) {
     w.pointers[k] = w.samples + static_cast<std::ptrdiff_t>(k) * w.padded;
@@ -386,6 +451,19 @@ void centre_and_gram(const WindowStatistics& w) {
       D::store(c, D::load(c) * scale);
     }
   }
+}
+
+// The last group of a row may have few columns: then vectors of half the width waste fewer lanes.
+template <class T>
+void run_local(const LocalRxBlock<T>& b) {
+  constexpr int half = native_bytes / 2;
+  if constexpr (half >= 16) {
+    if (b.col_end - b.col_begin <= Simd<T, half>::lanes) {
+      LocalRx<Simd<T, half>>(b).run();
+      return;
+    }
+  }
+  LocalRx<Simd<T>>(b).run();
 }
 
 }  // namespace
@@ -410,11 +488,11 @@ std::size_t RxKernel<current_isa>::scratch_bytes(const LocalRxBlock<double>& b) 
 
 template <>
 void RxKernel<current_isa>::local(const LocalRxBlock<float>& b) {
-  LocalRx<Simd<float>>(b).run();
+  run_local(b);
 }
 template <>
 void RxKernel<current_isa>::local(const LocalRxBlock<double>& b) {
-  LocalRx<Simd<double>>(b).run();
+  run_local(b);
 }
 
 template <>

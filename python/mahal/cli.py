@@ -25,7 +25,7 @@ Rows = list[tuple[str, str]]
 
 DEMO = "mahal-demo"
 # Values of the status map of mahal.rx.
-TOO_FEW, SINGULAR, NOT_FINITE, MASKED = 1, 2, 3, 4
+TOO_FEW, SINGULAR, NOT_FINITE, LEFT_OUT = 1, 2, 3, 4
 AREAS = {
     "auc_df": "AUC(D,F)",
     "auc_dtau": "AUC(D,tau)",
@@ -114,8 +114,8 @@ def _parser() -> _Parser:
         "--singular",
         choices=["load", "nan", "raise"],
         default="load",
-        help="covariances that are not positive definite: load the diagonal (default), no score, "
-        "or stop",
+        help="covariances that are not positive definite: add a small share of the global one "
+        "(default), no score, or stop",
     )
     detect.add_argument("--background", metavar="SCENE2", help="take the statistics from here")
     detect.add_argument(
@@ -214,11 +214,13 @@ def _detect(args: argparse.Namespace) -> None:
     with scenes.staged(prefix.parent) as stage:
         scores, status, seconds = _score(args, scene, window, background)
         samples, inside = _samples(scene, window, args.border, background)
-        threshold = significance.rx_threshold(
-            args.false_alarm_rate,
-            scene.image.shape[2],
-            samples,
-            background="global" if inside else "local",
+        threshold = np.asarray(
+            significance.rx_threshold(
+                args.false_alarm_rate,
+                scene.image.shape[2],
+                samples,
+                background="global" if inside else "local",
+            )
         )
         with np.errstate(invalid="ignore"):
             detected = scores >= threshold
@@ -227,6 +229,7 @@ def _detect(args: argparse.Namespace) -> None:
             truth = None
         areas = None if truth is None else metrics.roc_areas(scores, truth)
 
+        masked = 0 if scene.mask is None else int((~scene.mask).sum())
         files = scenes.write(stage / score_files[0].name, scores, like=scene)
         title = f"{scene.name} · {_method(window)} · false-alarm rate {args.false_alarm_rate:g}"
         figure = pictures.detection_figure(
@@ -241,7 +244,7 @@ def _detect(args: argparse.Namespace) -> None:
                 pictures.roc_figure(scores, truth, threshold=level, title=title), files[-1]
             )
         files += (stage / f"{prefix.name}_summary.json",)
-        finite = _range(samples), _range(threshold)
+        scored = np.isfinite(scores)
         summary = {
             "mahal": mahal.__version__,
             "scene": scene.name,
@@ -257,15 +260,16 @@ def _detect(args: argparse.Namespace) -> None:
             "border": None if window is None else args.border,
             "background": args.background,
             "singular_rule": args.singular,
-            "samples": finite[0],
+            "samples": _range(samples, scored),
             "seconds": seconds,
-            "pixels_scored": int(np.isfinite(scores).sum()),
-            "pixels_masked": int((status == MASKED).sum()),
+            "pixels_scored": int(scored.sum()),
+            "pixels_masked": masked,
+            "pixels_at_the_edge": int((status == LEFT_OUT).sum()) - masked,
             "pixels_not_finite": int((status == NOT_FINITE).sum()),
             "pixels_with_too_few_samples": int((status == TOO_FEW).sum()),
             "pixels_singular": int((status == SINGULAR).sum()),
             "false_alarm_rate": args.false_alarm_rate,
-            "threshold": finite[1],
+            "threshold": _range(threshold, scored),
             "detections": int(detected.sum()),
             "targets": None if scene.truth is None else int(scene.truth.sum()),
             "targets_detected": None if scene.truth is None else int(detected[scene.truth].sum()),
@@ -323,7 +327,8 @@ def _background(args: argparse.Namespace, scene: Scene) -> Array:
             f"{path}: --background: must have the {scene.image.shape[2]} bands of the scene, "
             f"got {other.image.shape[2]}"
         )
-    return other.image[_used(other)]
+    kind = np.result_type(scene.image.dtype, other.image.dtype)
+    return other.image[_used(other)].astype(kind, copy=False)
 
 
 def _used(scene: Scene) -> npt.NDArray[np.bool_]:
@@ -337,6 +342,9 @@ def _score(
     window: int | tuple[int, int] | None,
     background: Array | None,
 ) -> tuple[Array, Array, float]:
+    image = scene.image
+    if background is not None:
+        image = image.astype(background.dtype, copy=False)
     progress = _Progress(sys.stderr) if sys.stderr.isatty() else None
     begin = time.perf_counter()
     try:
@@ -344,7 +352,7 @@ def _score(
             # The summary counts the singular pixels.
             warnings.simplefilter("ignore", mahal.SingularWarning)
             scores, status = mahal.rx(
-                scene.image,
+                image,
                 window=window,
                 background=background,
                 mask=scene.mask,
@@ -408,9 +416,9 @@ def _both(labels: Array) -> bool:
     return bool(labels.any() and not labels.all())
 
 
-def _range(values: Array) -> float | list[float] | None:
-    """One number, or the smallest and largest of a map."""
-    usable = np.asarray(values)[np.isfinite(values) & (np.asarray(values) > 0)]
+def _range(values: Array, scored: Array) -> float | list[float] | None:
+    """One number, or the smallest and largest of a map over the pixels that have a score."""
+    usable = values[scored] if values.ndim else values
     if usable.size == 0:
         return None
     low, high = usable.min().item(), usable.max().item()
@@ -443,6 +451,7 @@ def _detect_rows(scene: Scene, summary: Mapping[str, Any], method: str) -> Rows:
     ]
     for field, word in (
         ("pixels_masked", "masked"),
+        ("pixels_at_the_edge", "at the edge"),
         ("pixels_not_finite", "not finite"),
         ("pixels_with_too_few_samples", "too few"),
     ):
@@ -520,7 +529,7 @@ def _info(args: argparse.Namespace) -> None:
             elif isinstance(value, (list, tuple)):
                 yield prefix + name, ", ".join(map(str, value)) or "none"
             else:
-                yield prefix + name, str(value)
+                yield prefix + name, str(value) or "none"
 
     _print(list(rows(mahal.info())))
 

@@ -20,8 +20,9 @@ MAHAL_API std::size_t local_covariance_workspace(const LocalCovarianceParams& pa
                                                  const TensorView& image, int threads);
 // image: (rows, cols, bands) float32 or float64; mask: boolean (rows, cols), false leaves a pixel
 // out. mean: (rows, cols, windows, bands), covariance: (rows, cols, windows, bands, bands), dtype
-// of the image. NaN where a window holds a value that is not finite, has no more samples than
-// ddof, or, with Border::valid, is not centred on the pixel. Sums run in float64.
+// of the image. NaN where a window holds a value that is not finite or no sample, or, with
+// Border::valid, is not centred on the pixel; the covariance also where a window has no more
+// samples than ddof. Sums run in float64.
 MAHAL_API void local_covariance(const LocalCovarianceParams& params, const TensorView& image,
                                 const TensorView& mask, const TensorView& mean,
                                 const TensorView& covariance, const Workspace& workspace,

@@ -216,6 +216,8 @@ def _real(path: Path, values: Array) -> Array:
 def _cube(path: Path, values: Array, what: str = "image") -> Array:
     if values.ndim != 3 or values.size == 0:
         raise SceneError(f"{path}: {what} must be (rows, cols, bands), got shape {values.shape}")
+    if values.dtype.kind == "b":
+        raise SceneError(f"{path}: {what} must be real numbers, got dtype bool")
     return _real(path, values)
 
 

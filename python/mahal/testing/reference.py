@@ -153,6 +153,9 @@ def _moments(samples: Float64, ddof: int) -> tuple[Float64, Float64]:
 
     The anchor makes the covariance of identical samples exactly zero.
     """
+    if len(samples) <= ddof:
+        bands = samples.shape[1]
+        return samples.mean(axis=0), np.full((bands, bands), np.nan)
     centred = samples - samples[0]
     shift = centred.mean(axis=0)
     centred = centred - shift
@@ -228,8 +231,8 @@ def local_covariance(
     -------
     mean : (rows, cols[, scales], bands) float64 array
     covariance : (rows, cols[, scales], bands, bands) float64 array
-        Both NaN where the window leaves the image (``valid``), holds a non-finite usable pixel
-        or has no more than ``ddof`` samples.
+        Both NaN where the window leaves the image (``valid``), holds a non-finite usable pixel or
+        has no samples; the covariance also where it has no more than ``ddof``.
     """
     if estimator != "scm":
         raise ValueError(f"local_covariance: estimator: must be 'scm', got {estimator!r}")
@@ -248,7 +251,7 @@ def local_covariance(
             if ring is None:
                 continue
             samples = flat[ring[use[ring]]]
-            if len(samples) > ddof and np.isfinite(samples).all():
+            if len(samples) > 0 and np.isfinite(samples).all():
                 mean[row, col], covariance[row, col] = _moments(samples, ddof)
     return mean, covariance
 

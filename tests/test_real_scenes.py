@@ -1,0 +1,154 @@
+"""RX on public scenes against printed and independently measured figures.
+
+The scenes are not part of the project; without them the tests are skipped.
+"""
+
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+
+import mahal
+import numpy as np
+import pytest
+from mahal import cli, metrics, scenes
+
+
+def load_bench():
+    path = Path(__file__).resolve().parents[1] / "bench" / "real_scenes.py"
+    spec = importlib.util.spec_from_file_location("real_scenes", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+bench = load_bench()
+SOURCES = {Path(source.file).name: source for source in bench.SOURCES}
+HALF_DIGIT = 0.5e-5  # figures with five decimals
+
+# Global RX: AUC(D,F) and AUC(F,tau), exact, on raw digital numbers in float64.
+GLOBAL = {
+    "hydice-100x80-19px.mat": (0.97628, 0.03798),
+    "abu-urban-2.mat": (0.99463, 0.01351),
+    "abu-urban-4.mat": (0.98872, 0.01140),
+    "abu-airport-1.mat": (0.82209, 0.04232),
+    "abu-beach-1.mat": (0.98072, 0.00652),
+    "sandiego-57px.mat": (0.90547, 0.03806),
+    "muufl-gulfport-crop-269px.mat": (0.99195, 0.03564),
+    "hydice-autoad-17px.mat": (0.99324, 0.03304),
+    "pavia-105x120-43px.mat": (0.99821, 0.02330),
+    "SDData.hdr": (0.91059, 0.02959),
+    "LHData.hdr": (0.99101, 0.07973),
+}
+
+# Local RX, window (5, 21), AUC(D,F): one float64 Cholesky factorisation per pixel in a plain loop.
+LOCAL = {
+    "hydice-100x80-19px.mat": 0.99331,
+    "abu-urban-2.mat": 0.92836,
+    "abu-urban-4.mat": 0.97649,
+    "abu-airport-1.mat": 0.86148,
+    "abu-beach-1.mat": 0.97037,
+    "sandiego-57px.mat": 0.79491,
+    "muufl-gulfport-crop-269px.mat": 0.77657,
+    "hydice-autoad-17px.mat": 0.99802,
+    "pavia-105x120-43px.mat": 0.99597,
+    "SDData.hdr": 0.79253,
+    "LHData.hdr": 0.97979,
+}
+
+
+@pytest.fixture(scope="session")
+def folder(data_dir):
+    return data_dir / "hyperspectral"
+
+
+@pytest.fixture(scope="module")
+def measured(folder):
+    """Figures of each scene, measured once."""
+    found = {}
+
+    def measure(name):
+        if name not in found:
+            source = SOURCES[name]
+            found[name] = bench.measure(bench.read(folder, source), source)
+        return found[name]
+
+    return measure
+
+
+@pytest.mark.parametrize("name", [n for n, s in SOURCES.items() if s.printed_df is not None])
+def test_global_rx_reproduces_the_printed_row(measured, name):
+    row = measured(name)
+    assert round(row["global_df_1001"], 5) == row["printed_df"]
+    assert round(row["global_ftau"], 5) == row["printed_ftau"]
+
+
+@pytest.mark.parametrize("name", GLOBAL)
+def test_global_rx_areas(measured, name):
+    row = measured(name)
+    assert (row["global_df"], row["global_ftau"]) == pytest.approx(GLOBAL[name], abs=HALF_DIGIT)
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_local_rx_areas(measured, name):
+    row = measured(name)
+    assert row["local_singular"] == 0
+    # The area counts pairs of pixels: rounding can only swap pairs whose scores nearly tie.
+    assert row["local_df"] == pytest.approx(LOCAL[name], abs=2 * HALF_DIGIT)
+
+
+@pytest.mark.parametrize("name", GLOBAL)
+def test_scores_of_global_rx_sum_to_bands_times_samples_less_one(folder, name):
+    image = bench.read(folder, SOURCES[name]).image.astype(np.float64)
+    rows, cols, bands = image.shape
+    covariance = np.cov(image.reshape(-1, bands), rowvar=False)
+    bound = 8 * bands * np.finfo(np.float64).eps * np.linalg.cond(covariance)
+    assert mahal.rx(image).sum() == pytest.approx(bands * (rows * cols - 1), rel=bound)
+
+
+def test_windows_that_are_not_positive_definite_are_counted(folder):
+    scene = scenes.read(folder / "muufl-51x88x72.mat")
+    assert scene.image.shape == (51, 88, 72)
+    assert scene.unused == ("mask_sub (51 x 88)",)
+    with pytest.warns(mahal.SingularWarning, match="132"):
+        scores, status = mahal.rx(
+            scene.image.astype(np.float64), window=(5, 21), singular="nan", return_status=True
+        )
+    assert int((status == 2).sum()) == 132
+    np.testing.assert_array_equal(np.isnan(scores), status == 2)
+
+
+def test_both_envi_scenes_have_wavelengths_and_two_readers_agree(folder):
+    import rasterio
+
+    for name, first, last in (("SDData", 429.41, 2470.46), ("LHData", 390.19, 856.45)):
+        scene = scenes.read(folder / "envi" / f"{name}.hdr")
+        np.testing.assert_allclose(scene.wavelengths[[0, -1]], (first, last), atol=0.005)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with rasterio.open(folder / "envi" / name) as file:
+                np.testing.assert_array_equal(scene.image, np.moveaxis(file.read(), 0, -1))
+
+
+@pytest.mark.parametrize(
+    ("name", "truth", "ending"),
+    [
+        ("abu-urban-2.mat", None, "mat"),
+        ("hydice-autoad-17px.mat", None, "mat"),
+        ("pavia-105x120-43px.mat", "pavia-105x120-43px.mask.mat", "mat"),
+        ("envi/SDData.hdr", "envi/SDDataGt.bmp", "hdr"),
+        ("envi/LHData.hdr", "envi/LHDataGt.bmp", "hdr"),
+    ],
+)
+def test_command_on_real_scenes(tmp_path, capsys, folder, name, truth, ending):
+    options = [] if truth is None else ["--truth", str(folder / truth)]
+    assert cli.main(["detect", str(folder / name), *options, "-o", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    source = SOURCES[Path(name).name]
+    scene = bench.read(folder, source)
+    scores = scenes.read_map(tmp_path / f"{scene.name}_scores.{ending}")
+    areas = metrics.roc_areas(scores, scene.truth)
+    assert f"AUC(D,F)    {areas.auc_df:.5f}" in out
+    # Integer scenes are scored in float32.
+    assert areas.auc_df == pytest.approx(GLOBAL[Path(name).name][0], abs=1e-4)
