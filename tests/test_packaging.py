@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -125,6 +126,16 @@ def test_contents_of_the_wheel():
     ]
     assert strange == []
     assert not [name for name in names if "__pycache__" in name or name.startswith("mahal/tests")]
+
+
+def test_contents_of_the_source_distribution():
+    if "MAHAL_SDIST" not in os.environ:
+        pytest.skip("no source distribution (MAHAL_SDIST)")
+    with tarfile.open(os.environ["MAHAL_SDIST"]) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames()} - {"PKG-INFO"}
+    ours = set(output("git", "-C", str(ROOT), "ls-files").split())
+    assert names <= ours, "files that git does not track"
+    assert {"CMakeLists.txt", "csrc/bindings.cpp", "tests/conftest.py", "LICENSE"} <= names
 
 
 def test_ci_runs_the_test_command_of_the_readme():
