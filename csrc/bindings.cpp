@@ -68,8 +68,7 @@ mahal::Backend backend_from_name(const std::string& name) {
   for (mahal::Backend backend : {mahal::Backend::automatic, mahal::Backend::emulator}) {
     if (name == backend_name(backend)) return backend;
   }
-  mahal::throw_value_error("set_backend", "backend", "must be automatic or emulator",
-                           quoted(name));
+  mahal::throw_value_error("set_backend", "backend", "must be automatic or emulator", quoted(name));
 }
 
 py::dict build_facts() {
@@ -118,8 +117,8 @@ std::vector<std::int64_t> count_tasks(int threads, std::int64_t tasks) {
 
 mahal::Workspace workspace_of(const Array& array) {
   const mahal::TensorView& view = array.view();
-  return {view.data, static_cast<std::size_t>(mahal::element_count(view)) *
-                         mahal::item_size(view.dtype)};
+  return {view.data,
+          static_cast<std::size_t>(mahal::element_count(view)) * mahal::item_size(view.dtype)};
 }
 
 mahal::Execution execution_of(int threads, std::uintptr_t stream) {

@@ -71,12 +71,14 @@ template <class T>
 void load_first_usable(const MomentBlock<T>& b, std::int64_t pixels, double* spectrum) {
   const PixelList<T>& list = b.pixels;
   for (std::int64_t i = 0; i < pixels; ++i) {
-    if (b.mask && !b.mask[i / b.mask_cols * b.mask_row_stride + i % b.mask_cols * b.mask_col_stride]) {
+    if (b.mask &&
+        !b.mask[i / b.mask_cols * b.mask_row_stride + i % b.mask_cols * b.mask_col_stride]) {
       continue;
     }
     const T* pixel = list.data + i / list.cols * list.row_stride + i % list.cols * list.col_stride;
     bool finite = true;
-    for (int j = 0; j < list.bands && finite; ++j) finite = std::isfinite(pixel[j * list.band_stride]);
+    for (int j = 0; j < list.bands && finite; ++j)
+      finite = std::isfinite(pixel[j * list.band_stride]);
     if (!finite) continue;
     for (int j = 0; j < list.bands; ++j) {
       spectrum[j] = static_cast<double>(pixel[j * list.band_stride]);
@@ -192,7 +194,8 @@ void load_fixed_background(const char* op, const FixedBackground& background,
   std::fill_n(background.mean, padded_bands(bands), 0.0);
   dispatch_float(mean.dtype, [&]<class T>() {
     for (int j = 0; j < bands; ++j) {
-      background.mean[j] = static_cast<double>(static_cast<const T*>(mean.data)[j * mean.strides[0]]);
+      background.mean[j] =
+          static_cast<double>(static_cast<const T*>(mean.data)[j * mean.strides[0]]);
     }
   });
   load_covariance(op, background.factor, covariance);

@@ -37,10 +37,10 @@ inline std::int64_t pixel_count(const TensorView& x) {
 
 struct Moments {
   // Results.
-  double* mean;         // padded
-  double* covariance;   // padded x padded, lower triangle
+  double* mean;          // padded
+  double* covariance;    // padded x padded, lower triangle
   std::uint8_t* status;  // per pixel: status_ok, status_nonfinite or status_masked
-  std::int64_t count;   // usable pixels
+  std::int64_t count;    // usable pixels
   // Partial results of the chunks, and room for the workers.
   std::int64_t pixels, chunks, chunk_pixels;
   int padded;

@@ -66,6 +66,24 @@ struct Simd {
   static MAHAL_INLINE V min(V a, V b) { return a < b ? a : b; }
   static MAHAL_INLINE V max(V a, V b) { return a > b ? a : b; }
 
+  // Conversions between float64 lanes and as many lanes of U.
+  template <class U>
+  using Lanes = typename VectorOf<U, lanes * static_cast<int>(sizeof(U))>::type;
+  template <class U>
+  static MAHAL_INLINE V widen(const U* p) {
+    const Lanes<U> v = Simd<U, lanes * static_cast<int>(sizeof(U))>::loadu(p);
+#if defined(__AVX512F__)
+    if constexpr (Bytes == 64 && sizeof(T) == 8 && sizeof(U) == 4) return _mm512_cvtps_pd(v);
+#endif
+    return __builtin_convertvector(v, V);
+  }
+  static MAHAL_INLINE Lanes<float> narrow(V v) {
+#if defined(__AVX512F__)
+    if constexpr (Bytes == 64 && sizeof(T) == 8) return _mm512_cvtpd_ps(v);
+#endif
+    return __builtin_convertvector(v, Lanes<float>);
+  }
+
   // a * b + c, fused where the instruction set can.
   static MAHAL_INLINE V fma(V a, V b, V c) {
 #if defined(__FMA__)
@@ -122,7 +140,8 @@ struct Simd {
     }
 #else
     V r;
-    for (int i = 0; i < lanes; ++i) r[i] = sizeof(T) == 4 ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);
+    for (int i = 0; i < lanes; ++i)
+      r[i] = sizeof(T) == 4 ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);
     return r;
 #endif
   }

@@ -11,8 +11,8 @@
 namespace mahal {
 
 inline char* plan_whitening(Scratch& scratch, int bands, int threads) {
-  return scratch.take<char>(
-      static_cast<std::int64_t>(whiten_scratch_bytes(padded_bands(bands))) * threads);
+  return scratch.take<char>(static_cast<std::int64_t>(whiten_scratch_bytes(padded_bands(bands))) *
+                            threads);
 }
 
 // `block` describes the whole image; begin, end and scratch are set here.

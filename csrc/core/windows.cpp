@@ -45,9 +45,9 @@ WindowAxis plan_axis(Scratch& scratch, const Window& window, int n) {
 }  // namespace
 
 void check_window(const char* op, const Window& window, std::int64_t rows, std::int64_t cols) {
-  const std::string came =
-      window.inner > 0 ? "(" + std::to_string(window.inner) + ", " + std::to_string(window.outer) + ")"
-                       : std::to_string(window.outer);
+  const std::string came = window.inner > 0 ? "(" + std::to_string(window.inner) + ", " +
+                                                  std::to_string(window.outer) + ")"
+                                            : std::to_string(window.outer);
   if (window.outer < 1 || window.outer % 2 == 0 || window.inner < 0 ||
       (window.inner > 0 && window.inner % 2 == 0)) {
     throw_value_error(op, "window", "sides must be odd and positive", came);
@@ -56,9 +56,9 @@ void check_window(const char* op, const Window& window, std::int64_t rows, std::
     throw_value_error(op, "window", "must be (inner, outer) with inner smaller than outer", came);
   }
   if (window.outer > rows || window.outer > cols) {
-    throw_value_error(op, "window", "must not be larger than the image",
-                      came + " for " + std::to_string(rows) + " x " + std::to_string(cols) +
-                          " pixels");
+    throw_value_error(
+        op, "window", "must not be larger than the image",
+        came + " for " + std::to_string(rows) + " x " + std::to_string(cols) + " pixels");
   }
 }
 

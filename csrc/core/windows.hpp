@@ -34,8 +34,7 @@ struct WindowCounter {
 WindowCounter plan_counter(Scratch& scratch, const Window& window, int rows, int cols);
 // Counts pixels for which counted(row, col) is true.
 template <class F>
-void fill_counter(const WindowCounter& counter, const WindowTables& tables, int rows,
-                  F&& counted) {
+void fill_counter(const WindowCounter& counter, const WindowTables& tables, int rows, F&& counted) {
   const int height = rows + 2 * counter.margin;
   const int width = counter.width;
   for (int c = 0; c <= width; ++c) counter.table[c] = 0;

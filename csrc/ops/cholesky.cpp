@@ -53,9 +53,8 @@ CholeskyBlock<T> block_of(const CholeskyParams& params, const TensorView& a) {
 
 template <class T>
 std::size_t worker_bytes(const CholeskyParams& params, const TensorView& a) {
-  const std::size_t bytes = dispatch_isa([&]<Isa I>() {
-    return CholeskyKernel<I>::scratch_bytes(block_of<T>(params, a));
-  });
+  const std::size_t bytes = dispatch_isa(
+      [&]<Isa I>() { return CholeskyKernel<I>::scratch_bytes(block_of<T>(params, a)); });
   return (bytes + 63) / 64 * 64;
 }
 
@@ -164,11 +163,13 @@ void cholesky(const CholeskyParams& params, const TensorView& a, const TensorVie
       parallel_for(threads, batch.outer * tasks_per_run, [&](std::int64_t task, int worker) {
         const std::int64_t run = task / tasks_per_run;
         const std::int64_t first_pack = task % tasks_per_run * per_task;
-        for (std::int64_t pack = first_pack; pack < std::min(packs, first_pack + per_task); ++pack) {
+        for (std::int64_t pack = first_pack; pack < std::min(packs, first_pack + per_task);
+             ++pack) {
           const std::int64_t first = pack * lanes;
           const std::int64_t matrix = run * batch.inner + first;
           CholeskyBlock<T> block = common;
-          block.in = static_cast<const T*>(a.data) + run_offset(a, run) + first * common.matrix_stride;
+          block.in =
+              static_cast<const T*>(a.data) + run_offset(a, run) + first * common.matrix_stride;
           block.out = static_cast<T*>(factor.data) + matrix * size;
           block.count = static_cast<int>(std::min<std::int64_t>(lanes, batch.inner - first));
           block.failed = static_cast<std::uint8_t*>(status.data) + matrix;

@@ -1,6 +1,5 @@
-#include "ops/cholesky_kernel.hpp"
-
 #include "core/interleaved_cholesky.hpp"
+#include "ops/cholesky_kernel.hpp"
 
 namespace mahal {
 namespace {

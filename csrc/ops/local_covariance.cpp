@@ -108,8 +108,9 @@ void check_inputs(const LocalCovarianceParams& params, const TensorView& image) 
   for (int k = 0; k < params.window_count; ++k) {
     check_window(op, params.windows[k], image.shape[0], image.shape[1]);
     if (params.ddof < 0 || window_samples(params.windows[k]) <= params.ddof) {
-      throw_value_error(op, "ddof", "must be from 0 to below the samples of the window (" +
-                                        std::to_string(window_samples(params.windows[k])) + ")",
+      throw_value_error(op, "ddof",
+                        "must be from 0 to below the samples of the window (" +
+                            std::to_string(window_samples(params.windows[k])) + ")",
                         std::to_string(params.ddof));
     }
   }
@@ -176,7 +177,8 @@ void map_window(const LocalCovarianceParams& params, int k, const Plan& p, const
   if (all_usable && !edges) return;
   for (int r = 0; r < rows; ++r) {
     for (int c = 0; c < cols; ++c) {
-      const bool inside = r >= t.rows_begin && r < t.rows_end && c >= t.cols_begin && c < t.cols_end;
+      const bool inside =
+          r >= t.rows_begin && r < t.rows_end && c >= t.cols_begin && c < t.cols_end;
       if (inside && (all_usable || count_window(p.nonfinite, t, window, r, c) == 0)) continue;
       const std::int64_t pixel = static_cast<std::int64_t>(r) * cols + c;
       std::fill_n(means + pixel * common.mean_stride, bands, nan);
@@ -215,8 +217,8 @@ LocalCovarianceLaunch<T> launch_of(const LocalCovarianceParams& params, const Te
 
 }  // namespace
 
-std::size_t local_covariance_workspace(const LocalCovarianceParams& params,
-                                       const TensorView& image, int threads) {
+std::size_t local_covariance_workspace(const LocalCovarianceParams& params, const TensorView& image,
+                                       int threads) {
   check_inputs(params, image);
   std::size_t most = 0;
   for (int k = 0; k < params.window_count; ++k) {

@@ -344,7 +344,7 @@ __global__ void __launch_bounds__(block_threads, 1) window_statistics(WindowPara
         const T* at = values + cell * p.band_pitch;
         Vector da = *reinterpret_cast<const Vector*>(at + slot_a);
         Vector db = *reinterpret_cast<const Vector*>(at + slot_b);
-        MAHAL_UNROLL
+  MAHAL_UNROLL
         for (int i = 0; i < Tile; ++i) {
           da.value[i] -= mean_a.value[i];
           db.value[i] -= mean_b.value[i];

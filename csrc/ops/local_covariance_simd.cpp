@@ -24,10 +24,465 @@ MAHAL_INLINE std::int64_t tile_columns(const LocalCovarianceBlock<T>& b) {
   return b.cols.outer_start[b.col_end - 1] + b.outer - first_column(b);
 }
 
+// No degree of freedom left: NaN marks the whole matrix.
+struct Divisors {
+  double per_sample, per_degree;
+  MAHAL_INLINE Divisors(int n, int ddof)
+      : per_sample(n > 0 ? 1.0 / n : __builtin_nan("")),
+        per_degree(n > ddof ? 1.0 / (n - ddof) : __builtin_nan("")) {}
+};
+
+// Up to 8 bands: the whole covariance slides along the row in registers. Of its N x N entries
+// (bands rounded up to N = 4 or 8) the cyclic diagonals 0 .. N/2 are kept: entry i of diagonal k
+// belongs to the bands i and (i + k) mod N, so that every pair of bands is there.
+template <class T, int N>
+struct PackedMap {
+  static constexpr int width = N * 8 < native_bytes ? N * 8 : native_bytes;
+  using S = Simd<double, width>;
+  using V = typename S::V;
+  static constexpr int L = S::lanes;
+  static constexpr int chunks = N / L;  // vectors per spectrum
+  static constexpr int half = chunks > 1 ? chunks / 2 : 1;  // of diagonal N/2, which repeats itself
+  static constexpr int products = N / 2 * chunks + half;
+  static constexpr int column_size = (products + chunks) * L;  // products, then plain sums
+  using Products = typename MakeIndices<products>::type;
+  using Chunks = typename MakeIndices<chunks>::type;
+  using Lanes = typename MakeIndices<L>::type;
+
+  // Columns moved down at a time, ahead of the pixels that need them: two short loops keep more of
+  // the work in flight than one long one.
+  static constexpr int ahead = 32;
+
+  static std::size_t bytes(const LocalCovarianceBlock<T>& b) {
+    const std::int64_t windows = b.inner ? 2 : 1;
+    return sizeof(double) * static_cast<std::size_t>(windows * tile_columns(b) * column_size);
+  }
+
+  struct Sums {
+    V product[products];
+    V sample[chunks];
+  };
+
+  const LocalCovarianceBlock<T>& b;
+  const std::int64_t columns;
+  double* column_sums[2];  // of the outer and the inner window: per column, over its rows
+  V offset[chunks];
+
+  MAHAL_INLINE explicit PackedMap(const LocalCovarianceBlock<T>& block)
+      : b(block), columns(tile_columns(block)) {
+    for (int j = 0; j < N; ++j) offset[j / L][j % L] = j < b.pixels.bands ? b.offset[j] : 0;
+    column_sums[0] = static_cast<double*>(b.scratch);
+    column_sums[1] = column_sums[0] + columns * column_size;
+  }
+
+  // One image row of the tile.
+  struct Line {
+    const T* data;
+    const std::uint8_t* status;
+    const std::int32_t* index;
+    std::ptrdiff_t col_stride, band_stride;
+    int bands;
+    bool dense;
+  };
+  MAHAL_INLINE Line line(int row) const {
+    const std::int64_t r = b.rows.index[row];
+    return {b.pixels.data + r * b.pixels.row_stride,
+            b.status ? b.status + r * b.pixels.cols : nullptr,
+            b.cols.index + first_column(b),
+            b.pixels.col_stride,
+            b.pixels.band_stride,
+            b.pixels.bands,
+            b.pixels.bands == N && b.pixels.band_stride == 1 && !b.status};
+  }
+  // A centred spectrum, zero where the pixel is left out.
+  static MAHAL_INLINE void load_pixel(const Line& l, std::int64_t u, const V* offset, V* x) {
+    const std::int64_t c = l.index[u];
+    const T* p = l.data + c * l.col_stride;
+    if (l.dense) {
+      MAHAL_UNROLL
+      for (int q = 0; q < chunks; ++q) x[q] = S::widen(p + q * L) - offset[q];
+      return;
+    }
+    MAHAL_UNROLL
+    for (int q = 0; q < chunks; ++q) x[q] = V{};
+    if (l.status && l.status[c]) return;
+    MAHAL_UNROLL
+    for (int j = 0; j < N; ++j)
+      if (j < l.bands) x[j / L][j % L] = static_cast<double>(p[j * l.band_stride]);
+    MAHAL_UNROLL
+    for (int q = 0; q < chunks; ++q) x[q] = x[q] - offset[q];
+  }
+
+  // Chunk I % chunks of x rotated down by I / chunks bands: the partner in product I.
+  template <int I, int... K>
+  static MAHAL_INLINE V rotated(const V* x, Indices<K...>) {
+    constexpr int lanes_off = I / chunks % L;
+    constexpr int from = (I % chunks + I / chunks / L) % chunks;
+    if constexpr (lanes_off == 0) {
+      return x[from];
+    } else {
+      return __builtin_shufflevector(x[from], x[(from + 1) % chunks], (K + lanes_off)...);
+    }
+  }
+  template <int... I>
+  static MAHAL_INLINE void partners(const V* x, V* p, Indices<I...>) {
+    ((p[I] = rotated<I>(x, Lanes{})), ...);
+  }
+
+  // s += x x^T, or -= with Sign < 0.
+  template <int Sign>
+  static MAHAL_INLINE void join(const V* x, Sums& s) {
+    V p[products];
+    partners(x, p, Products{});
+    MAHAL_UNROLL
+    for (int i = 0; i < products; ++i) {
+      const V a = x[i % chunks];
+      s.product[i] = Sign > 0 ? S::fma(a, p[i], s.product[i]) : S::fnma(a, p[i], s.product[i]);
+    }
+    MAHAL_UNROLL
+    for (int q = 0; q < chunks; ++q) s.sample[q] = Sign > 0 ? s.sample[q] + x[q] : s.sample[q] - x[q];
+  }
+  static MAHAL_INLINE void load(const double* p, Sums& s) {
+    MAHAL_UNROLL
+    for (int i = 0; i < products; ++i) s.product[i] = S::load(p + i * L);
+    MAHAL_UNROLL
+    for (int q = 0; q < chunks; ++q) s.sample[q] = S::load(p + (products + q) * L);
+  }
+  static MAHAL_INLINE void store(double* p, const Sums& s) {
+    MAHAL_UNROLL
+    for (int i = 0; i < products; ++i) S::store(p + i * L, s.product[i]);
+    MAHAL_UNROLL
+    for (int q = 0; q < chunks; ++q) S::store(p + (products + q) * L, s.sample[q]);
+  }
+  template <int Sign>
+  static MAHAL_INLINE void accumulate(Sums& total, const Sums& s) {
+    MAHAL_UNROLL
+    for (int i = 0; i < products; ++i) {
+      total.product[i] = Sign > 0 ? total.product[i] + s.product[i] : total.product[i] - s.product[i];
+    }
+    MAHAL_UNROLL
+    for (int q = 0; q < chunks; ++q) {
+      total.sample[q] = Sign > 0 ? total.sample[q] + s.sample[q] : total.sample[q] - s.sample[q];
+    }
+  }
+
+  // Column sums of the window whose first row is `row`, from nothing.
+  __attribute__((noinline)) void start(double* sums, int row, int side) const {
+    for (std::int64_t i = 0; i < columns * column_size; i += L) S::store(sums + i, V{});
+    for (int v = 0; v < side; ++v) {
+      const Line in = line(row + v);
+      for (std::int64_t u = 0; u < columns; ++u) {
+        V x[chunks];
+        Sums s;
+        load(sums + u * column_size, s);
+        load_pixel(in, u, offset, x);
+        join<1>(x, s);
+        store(sums + u * column_size, s);
+      }
+    }
+  }
+
+  // Moves columns [begin, end) of a window down to first row `row`.
+  __attribute__((noinline)) void move_down(double* sums, int row, int side, std::int64_t begin,
+                                           std::int64_t end) const {
+    const Line entering = line(row + side - 1);
+    const Line leaving = line(row - 1);
+    V o[chunks];
+    MAHAL_UNROLL
+    for (int q = 0; q < chunks; ++q) o[q] = offset[q];
+    for (std::int64_t u = begin; u < end; ++u) {
+      V x[chunks];
+      Sums s;
+      load(sums + u * column_size, s);
+      load_pixel(entering, u, o, x);
+      join<1>(x, s);
+      load_pixel(leaving, u, o, x);
+      join<-1>(x, s);
+      store(sums + u * column_size, s);
+    }
+  }
+
+  // Slides a window one column: `entering` joins the total and `leaving` is taken out, or the other
+  // way round for the inner window.
+  template <int Sign>
+  static MAHAL_INLINE void slide_column(const double* entering, const double* leaving,
+                                        Sums& total) {
+    Sums in, out;
+    load(entering, in);
+    load(leaving, out);
+    accumulate<-1>(in, out);
+    accumulate<Sign>(total, in);
+  }
+
+  // ---- The full matrix, from its diagonals.
+  static constexpr int out_width =
+      sizeof(T) == 8 ? width : N * 4 < native_bytes ? N * 4 : native_bytes;
+  using Out = Simd<T, out_width>;
+  using O = typename Out::V;
+  static constexpr int out_lanes = Out::lanes;
+  static constexpr int out_chunks = N / out_lanes;
+  using OutLanes = typename MakeIndices<out_lanes>::type;
+
+  static MAHAL_INLINE O narrowed(V v) {
+    if constexpr (sizeof(T) == 8) {
+      return v;
+    } else {
+      return S::narrow(v);
+    }
+  }
+  template <int... K>
+  static MAHAL_INLINE O join_halves(V a, V c, Indices<K...>) {
+    using Half = typename VectorOf<T, out_width / 2>::type;
+    return __builtin_shufflevector(__builtin_convertvector(a, Half),
+                                   __builtin_convertvector(c, Half), K...);
+  }
+  static constexpr int spectrum = N / 2 + 1;
+  // Chunk Q of diagonal K as output.
+  template <int K, int Q>
+  static MAHAL_INLINE O to_output(const V* c) {
+    constexpr int per = out_lanes / L;
+    constexpr int length = K == N / 2 ? half : chunks;
+    const V* d = c + K * chunks;
+    if constexpr (per == 1) {
+      return narrowed(d[Q % length]);
+    } else {
+      return join_halves(d[Q * per % length], d[(Q * per + 1) % length], OutLanes{});
+    }
+  }
+  template <int... I>
+  static MAHAL_INLINE void store_diagonals(const V* c, T* p, Indices<I...>) {
+    (Out::store(p + I * out_lanes, to_output<I / out_chunks, I % out_chunks>(c)), ...);
+  }
+  template <int K, int Q>
+  static MAHAL_INLINE O diagonal(const O* c) {
+    return c[K * out_chunks + Q];
+  }
+  // Chunk Q of diagonal K with entry j at place j + K.
+  template <int K, int Q, int... J>
+  static MAHAL_INLINE O shifted(const O* c, Indices<J...>) {
+    constexpr int place = (Q * out_lanes - K + N) % N;
+    constexpr int from = place / out_lanes;
+    if constexpr (place % out_lanes == 0) {
+      return diagonal<K, from>(c);
+    } else {
+      return __builtin_shufflevector(diagonal<K, from>(c), diagonal<K, (from + 1) % out_chunks>(c),
+                                     (J + place % out_lanes)...);
+    }
+  }
+  // Entry j of step M (chunk Q) belongs to the bands j - M and j.
+  template <int M, int Q>
+  static MAHAL_INLINE O step(const O* c) {
+    if constexpr (M == 0 || M == N / 2) {
+      return diagonal<M, Q>(c);
+    } else if constexpr (M < N / 2) {
+      return shifted<M, Q>(c, OutLanes{});
+    } else {
+      return diagonal<N - M, Q>(c);
+    }
+  }
+  template <int Bit, int... J>
+  static MAHAL_INLINE O blend(O a, O c, Indices<J...>) {
+    return __builtin_shufflevector(a, c, ((J & Bit) ? out_lanes + J : J)...);
+  }
+  // d[m] takes d[m + Bit] in the lanes with that bit.
+  template <int Bit>
+  static MAHAL_INLINE void blend_steps(O* d) {
+    if constexpr (Bit < out_lanes) {
+      O old[N];
+      MAHAL_UNROLL
+      for (int m = 0; m < N; ++m) old[m] = d[m];
+      MAHAL_UNROLL
+      for (int m = 0; m < N; ++m) d[m] = blend<Bit>(old[m], old[(m + Bit) % N], OutLanes{});
+    }
+  }
+  // Chunk Q of every row of the matrix: lane l of row i is lane l of step Q * lanes + l - i.
+  template <int Q, int... M>
+  static MAHAL_INLINE void rows(const O* c, O* row, Indices<M...>) {
+    O d[N] = {step<M, Q>(c)...};
+    blend_steps<1>(d);
+    blend_steps<2>(d);
+    blend_steps<4>(d);
+    MAHAL_UNROLL
+    for (int i = 0; i < N; ++i) row[i * out_chunks + Q] = d[(Q * out_lanes - i + N) % N];
+  }
+  template <int... Q>
+  static MAHAL_INLINE void all_rows(const O* c, O* row, Indices<Q...>) {
+    (rows<Q>(c, row, typename MakeIndices<N>::type{}), ...);
+  }
+
+  static MAHAL_INLINE void write_full(T* out, const O* row) {
+    MAHAL_UNROLL
+    for (int i = 0; i < N * out_chunks; ++i) Out::stream(out + i * out_lanes, row[i]);
+  }
+  static void write_part(T* out, const O* row, int bands, int i_begin, int i_end) {
+    alignas(64) T full[N * N];
+    for (int i = 0; i < N * out_chunks; ++i) Out::store(full + i * out_lanes, row[i]);
+    for (int i = i_begin; i < i_end; ++i) {
+      for (int j = 0; j < bands; ++j) out[i * bands + j] = full[i * N + j];
+    }
+  }
+
+  template <int... Q>
+  static MAHAL_INLINE void mean_chunks(const V* m, O* mean, Indices<Q...>) {
+    if constexpr (out_lanes == L) {
+      ((mean[Q] = narrowed(m[Q])), ...);
+    } else {
+      ((mean[Q] = join_halves(m[2 * Q], m[2 * Q + 1], OutLanes{})), ...);
+    }
+  }
+  static MAHAL_INLINE void write_mean(T* out, const V* m, int bands) {
+    O mean[out_chunks];
+    mean_chunks(m, mean, typename MakeIndices<out_chunks>::type{});
+    if (bands == N) {
+      MAHAL_UNROLL
+      for (int q = 0; q < out_chunks; ++q) Out::storeu(out + q * out_lanes, mean[q]);
+      return;
+    }
+    MAHAL_UNROLL
+    for (int j = 0; j < N; ++j)
+      if (j < bands) out[j] = mean[j / out_lanes][j % out_lanes];
+  }
+
+  template <bool Inner>
+  __attribute__((noinline)) void slide(int row, const bool* moves) const {
+    // Everything in locals: the stores below could alias the members.
+    const int bands = b.pixels.bands;
+    const int i_begin = b.band_begin;
+    const int i_end = b.band_end;
+    const bool whole = bands == N && i_begin == 0 && i_end == N;
+    const int outer = b.outer;
+    const int inner = b.inner;
+    const int c0 = b.col_begin;
+    const int c1 = b.col_end;
+    const std::int32_t* const outer_start = b.cols.outer_start;
+    const std::int32_t* const inner_start = b.cols.inner_start;
+    const std::int32_t* const count = b.count ? b.count + row * b.count_stride : nullptr;
+    double* const outer_sums = column_sums[0];
+    double* const inner_sums = column_sums[1];
+    const int first = outer_start[c0];
+    const std::int64_t pixel = static_cast<std::int64_t>(row) * b.pixels.cols + c0;
+    T* covariance = b.covariance + pixel * b.covariance_stride;
+    T* mean = b.mean ? b.mean + pixel * b.mean_stride : nullptr;
+    const std::ptrdiff_t covariance_stride = b.covariance_stride;
+    const std::ptrdiff_t mean_stride = b.mean_stride;
+    const int ddof = b.ddof;
+    Divisors d(b.samples, ddof);
+    V o[chunks];
+    MAHAL_UNROLL
+    for (int q = 0; q < chunks; ++q) o[q] = offset[q];
+
+    constexpr int buffer_size = spectrum * N;
+    alignas(64) T diagonals[ahead * buffer_size];
+    std::int64_t outer_ready = 0;
+    std::int64_t inner_ready = Inner ? inner_start[c0] - first : 0;
+    Sums total{};
+    for (int begin = c0; begin < c1; begin += ahead) {
+      const int end = begin + ahead < c1 ? begin + ahead : c1;
+      const int outer_end = outer_start[end - 1] - first + outer;
+      if (moves[0]) move_down(outer_sums, b.rows.outer_start[row], outer, outer_ready, outer_end);
+      outer_ready = outer_end;
+      if constexpr (Inner) {
+        const int inner_end = inner_start[end - 1] - first + inner;
+        if (moves[1]) move_down(inner_sums, b.rows.inner_start[row], inner, inner_ready, inner_end);
+        inner_ready = inner_end;
+      }
+      if (begin == c0) {
+        for (int u = 0; u < outer; ++u) {
+          Sums s;
+          load(outer_sums + u * column_size, s);
+          accumulate<1>(total, s);
+        }
+        if constexpr (Inner) {
+          const int g = inner_start[c0] - first;
+          for (int u = g; u < g + inner; ++u) {
+            Sums s;
+            load(inner_sums + u * column_size, s);
+            accumulate<-1>(total, s);
+          }
+        }
+      }
+      for (int c = begin; c < end; ++c) {
+        if (c > c0) {
+          const std::int64_t u = outer_start[c] - first;
+          if (outer_start[c] != outer_start[c - 1]) {
+            slide_column<1>(outer_sums + (u + outer - 1) * column_size,
+                            outer_sums + (u - 1) * column_size, total);
+          }
+          if constexpr (Inner) {
+            const std::int64_t g = inner_start[c] - first;
+            if (inner_start[c] != inner_start[c - 1]) {
+              slide_column<-1>(inner_sums + (g + inner - 1) * column_size,
+                               inner_sums + (g - 1) * column_size, total);
+            }
+          }
+        }
+        if (count) d = Divisors(count[c], ddof);
+        const V scale = S::set1(d.per_degree);
+        const V mean_scale = S::set1(d.per_sample * d.per_degree);
+        V m[chunks];
+        V p[products];
+        V cov[products];
+        MAHAL_UNROLL
+        for (int q = 0; q < chunks; ++q) m[q] = total.sample[q] * mean_scale;
+        partners(m, p, Products{});
+        MAHAL_UNROLL
+        for (int i = 0; i < products; ++i) {
+          cov[i] = S::fnma(total.sample[i % chunks], p[i], total.product[i] * scale);
+        }
+        store_diagonals(cov, diagonals + (c - begin) * buffer_size,
+                        typename MakeIndices<spectrum * out_chunks>::type{});
+        if (mean) {
+          MAHAL_UNROLL
+          for (int q = 0; q < chunks; ++q) {
+            m[q] = S::fma(total.sample[q], S::set1(d.per_sample), o[q]);
+          }
+          write_mean(mean, m, bands);
+          mean += mean_stride;
+        }
+      }
+      for (int c = begin; c < end; ++c) {
+        O diag[spectrum * out_chunks];
+        MAHAL_UNROLL
+        for (int i = 0; i < spectrum * out_chunks; ++i) diag[i] = Out::load(diagonals + (c - begin) * buffer_size + i * out_lanes);
+        O matrix[N * out_chunks];
+        all_rows(diag, matrix, typename MakeIndices<out_chunks>::type{});
+        if (whole) {
+          write_full(covariance, matrix);
+        } else {
+          write_part(covariance, matrix, bands, i_begin, i_end);
+        }
+        covariance += covariance_stride;
+      }
+    }
+  }
+
+  void run() const {
+    for (int r = b.row_begin; r < b.row_end; ++r) {
+      bool moves[2] = {false, false};
+      for (int w = 0; w < (b.inner ? 2 : 1); ++w) {
+        const std::int32_t* starts = w ? b.rows.inner_start : b.rows.outer_start;
+        if (r == b.row_begin) {
+          start(column_sums[w], starts[r], w ? b.inner : b.outer);
+        } else {
+          moves[w] = starts[r] != starts[r - 1];
+        }
+      }
+      if (b.inner) {
+        slide<true>(r, moves);
+      } else {
+        slide<false>(r, moves);
+      }
+    }
+    store_fence();
+  }
+};
+
 MAHAL_INLINE int rows_of(int bands) { return bands > 4 ? 8 : bands > 2 ? 4 : bands; }
 
 template <class T>
 std::size_t bytes(const LocalCovarianceBlock<T>& b) {
+  if (b.pixels.bands <= 4) return PackedMap<T, 4>::bytes(b);
+  if (b.pixels.bands <= 8) return PackedMap<T, 8>::bytes(b);
   const std::int64_t columns = tile_columns(b);
   const std::int64_t padded = b.pixels.padded;
   const int R = rows_of(b.pixels.bands);
@@ -214,15 +669,6 @@ struct Map {
       if (k < left) p[k] = static_cast<T>(v[k]);
   }
 
-  struct Divisors {
-    double per_sample, per_degree;
-  };
-  // No degree of freedom left: NaN marks the whole matrix.
-  MAHAL_INLINE Divisors divisors(int n) const {
-    return {n > 0 ? 1.0 / n : __builtin_nan(""),
-            n > b.ddof ? 1.0 / (n - b.ddof) : __builtin_nan("")};
-  }
-
   // Slides one block of the covariance along a row of pixels.
   template <bool Inner, bool OuterMoves, bool InnerMoves>
   MAHAL_INLINE void slide_block(int row, int i0, int j0) const {
@@ -247,7 +693,7 @@ struct Map {
     T* out = b.covariance + (static_cast<std::int64_t>(row) * b.pixels.cols + c0) * b.covariance_stride;
     const std::ptrdiff_t out_stride = b.covariance_stride;
     const double* sums_of_pixel = pixel_sum_line;
-    Divisors d = divisors(b.samples);
+    Divisors d(b.samples, b.ddof);
     constexpr int block = R * L;
 
     V total[R];
@@ -283,7 +729,7 @@ struct Map {
           }
         }
       }
-      if (count) d = divisors(count[c]);
+      if (count) d = Divisors(count[c], b.ddof);
       const V mj = S::load(sums_of_pixel + j0) * S::set1(d.per_sample * d.per_degree);
       const V scale = S::set1(d.per_degree);
       const double* mi = sums_of_pixel + i0;
@@ -321,7 +767,7 @@ struct Map {
     const std::int32_t* count = b.count ? b.count + row * b.count_stride : nullptr;
     const std::ptrdiff_t out_stride = b.mean_stride;
     const int first = outer_start[c0];
-    Divisors d = divisors(b.samples);
+    Divisors d(b.samples, b.ddof);
     for (int j0 = 0; j0 < stride; j0 += L) {
       const double* os = sums[0] + j0;
       const double* is = Inner ? sums[1] + j0 : nullptr;
@@ -352,7 +798,7 @@ struct Map {
         S::store(sums_of_pixel, total);
         sums_of_pixel += stride;
         if (out) {
-          if (count) d = divisors(count[c]);
+          if (count) d = Divisors(count[c], b.ddof);
           write_row(out, n - j0, S::fma(total, S::set1(d.per_sample), offset));
           out += out_stride;
         }
@@ -405,18 +851,12 @@ struct Map {
 
 template <class T>
 void run_map(const LocalCovarianceBlock<T>& b) {
-  switch (rows_of(b.pixels.bands)) {
-    case 8:
-      Map<T, 8>(b).run();
-      break;
-    case 4:
-      Map<T, 4>(b).run();
-      break;
-    case 2:
-      Map<T, 2>(b).run();
-      break;
-    default:
-      Map<T, 1>(b).run();
+  if (b.pixels.bands <= 4) {
+    PackedMap<T, 4>(b).run();
+  } else if (b.pixels.bands <= 8) {
+    PackedMap<T, 8>(b).run();
+  } else {
+    Map<T, 8>(b).run();
   }
 }
 

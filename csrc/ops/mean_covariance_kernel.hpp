@@ -10,7 +10,13 @@
 namespace mahal {
 
 // Status of a pixel, shared by all ops that give one.
-enum : std::uint8_t { status_ok, status_few_samples, status_singular, status_nonfinite, status_masked };
+enum : std::uint8_t {
+  status_ok,
+  status_few_samples,
+  status_singular,
+  status_nonfinite,
+  status_masked
+};
 
 // One chunk of pixels [begin, end), all taken relative to `mean`. First pass, with any spectrum of
 // the image for a mean: fills `status` and adds up the usable pixels. Second pass: Gram matrix of

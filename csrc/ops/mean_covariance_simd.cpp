@@ -1,7 +1,6 @@
 #include "core/gram.hpp"
-#include "ops/mean_covariance_kernel.hpp"
-
 #include "core/pixels.hpp"
+#include "ops/mean_covariance_kernel.hpp"
 
 namespace mahal {
 namespace {
@@ -11,7 +10,8 @@ constexpr int L = S::lanes;
 
 template <class T>
 MAHAL_INLINE bool used(const MomentBlock<T>& b, std::int64_t i) {
-  return !b.mask || b.mask[i / b.mask_cols * b.mask_row_stride + i % b.mask_cols * b.mask_col_stride];
+  return !b.mask ||
+         b.mask[i / b.mask_cols * b.mask_row_stride + i % b.mask_cols * b.mask_col_stride];
 }
 
 // A panel of usable pixels is summed on its own before it joins the total, so that rounding grows

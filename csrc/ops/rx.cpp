@@ -10,8 +10,8 @@
 #include "core/image_checks.hpp"
 #include "core/whitening.hpp"
 #include "core/windows.hpp"
-#include "ops/mean_covariance_kernel.hpp"
 #include "ops/cholesky_kernel.hpp"
+#include "ops/mean_covariance_kernel.hpp"
 #include "ops/rx_kernel.hpp"
 
 namespace mahal {
@@ -153,8 +153,8 @@ Plan make_plan(Scratch& scratch, const RxParams& params, const TensorView& image
     p.nonfinite = plan_counter(scratch, params.window, s.rows, s.cols);
     p.count = scratch.take<std::int32_t>(s.pixels);
     p.weak_list = scratch.take<std::int32_t>(s.pixels);
-    p.whitened = scratch.take<char>(s.pixels * s.padded *
-                                    static_cast<std::int64_t>(item_size(image.dtype)));
+    p.whitened =
+        scratch.take<char>(s.pixels * s.padded * static_cast<std::int64_t>(item_size(image.dtype)));
   }
   // Whatever belongs to one phase alone shares its memory with the others.
   p.moments = plan_moments(scratch, s.pixels, s.bands, threads);
@@ -189,10 +189,10 @@ void check_inputs(const RxParams& params, const TensorView& image, const TensorV
     check_same_dtype(op, "background", background, "image", image);
     check_same_device(op, "background", background, "image", image);
     if (background.shape[background.rank - 1] != image.shape[image.rank - 1]) {
-      throw_value_error(op, "background",
-                        "must have the bands of the image (" +
-                            std::to_string(image.shape[image.rank - 1]) + ")",
-                        shape_text(background));
+      throw_value_error(
+          op, "background",
+          "must have the bands of the image (" + std::to_string(image.shape[image.rank - 1]) + ")",
+          shape_text(background));
     }
   }
   if (is_given(covariance)) {
@@ -449,9 +449,8 @@ void local_scores(const RxParams& params, const Plan& p, const Shape& s, const T
       Scratch scratch(mine);
       const OwnWindow w = plan_own_window(scratch, s, params.window);
       const std::int32_t pixel = p.weak_list[task];
-      out.status[pixel] =
-          own_window_score<T, I>(params, p, s, image, pixel / s.cols, pixel % s.cols, singular, w,
-                                 out.score[pixel]);
+      out.status[pixel] = own_window_score<T, I>(params, p, s, image, pixel / s.cols,
+                                                 pixel % s.cols, singular, w, out.score[pixel]);
     });
   });
 }
@@ -592,8 +591,7 @@ void rx(const RxParams& params, const TensorView& image, const TensorView& backg
   if (fixed) {
     load_covariance(op, p.factor, covariance);
   } else {
-    std::copy_n(source->covariance, static_cast<std::int64_t>(s.padded) * s.padded,
-                p.factor.lower);
+    std::copy_n(source->covariance, static_cast<std::int64_t>(s.padded) * s.padded, p.factor.lower);
     singular = factor_unit(p, s);
   }
   dispatch_float(image.dtype, [&]<class T>() {

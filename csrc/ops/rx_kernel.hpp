@@ -28,8 +28,8 @@ struct LocalRxBlock {
   // A pivot below tolerance times the largest sum of squares that its entry was made from marks
   // the pixel in `weak`: what is left of it is rounding.
   T tolerance;
-  T loading;    // added to every diagonal entry of the covariance
-  T* score;     // rows x cols
+  T loading;  // added to every diagonal entry of the covariance
+  T* score;   // rows x cols
   std::uint8_t* weak;
   std::ptrdiff_t score_stride;
   std::uint64_t* ticks;  // time stamps spent sliding and factoring, or nullptr
@@ -42,8 +42,8 @@ struct WindowStatistics {
   double* samples;     // count spectra of `padded` elements; centred in place
   const double* test;  // the pixel itself
   int count, bands, padded;
-  double* covariance;  // padded x padded, lower triangle
-  double* difference;  // padded: test minus mean
+  double* covariance;       // padded x padded, lower triangle
+  double* difference;       // padded: test minus mean
   const double** pointers;  // count entries of scratch
 };
 

@@ -14,16 +14,16 @@ template <class In, class Out>
 struct WhitenBlock {
   PixelList<In> pixels;
   std::int64_t begin, end;
-  const double* mean;              // padded
-  const double* factor;            // lower triangular, row-major
+  const double* mean;    // padded
+  const double* factor;  // lower triangular, row-major
   std::ptrdiff_t factor_stride;
   const double* inverse_diagonal;  // bands
   const std::uint8_t* status;      // per pixel, or nullptr; pixels not 0 give zeros
   Out* whitened;                   // pixel i of the list at whitened + i * out_stride, or nullptr
   std::ptrdiff_t out_stride;
-  int out_bands;                   // elements to write per pixel: bands, or padded with zeros
-  Out* score;                      // |y|^2 per pixel, or nullptr
-  void* scratch;                   // whiten_scratch_bytes(padded)
+  int out_bands;  // elements to write per pixel: bands, or padded with zeros
+  Out* score;     // |y|^2 per pixel, or nullptr
+  void* scratch;  // whiten_scratch_bytes(padded)
 };
 
 inline constexpr int whiten_width = 16;

@@ -1,6 +1,5 @@
-#include "ops/whiten_kernel.hpp"
-
 #include "core/pixels.hpp"
+#include "ops/whiten_kernel.hpp"
 
 namespace mahal {
 namespace {

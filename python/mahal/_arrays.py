@@ -15,9 +15,18 @@ Array: TypeAlias = Any
 _ALIGNMENT = 64
 
 # Integers of any width become float32, as do the half-precision floats.
-_TO_FLOAT32 = (
-    "uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16 bfloat16".split()
-)
+_TO_FLOAT32 = [
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int32",
+    "uint64",
+    "int64",
+    "float16",
+    "bfloat16",
+]
 _FLOATS = ("float32", "float64")
 
 
@@ -35,7 +44,7 @@ def _loaded(name: str) -> Any:
 
 
 def library_of(array: Any) -> str | None:
-    """"numpy", "torch", "cupy", or None for anything else."""
+    """ "numpy", "torch", "cupy", or None for anything else."""
     if isinstance(array, np.ndarray):
         return "numpy"
     torch = _loaded("torch")
@@ -132,9 +141,7 @@ def as_side(op: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise TypeError(
-            f"{op}: window: sides must be whole numbers, got {value!r}"
-        ) from None
+        raise TypeError(f"{op}: window: sides must be whole numbers, got {value!r}") from None
 
 
 def as_window(op: str, window: Any) -> tuple[int, int]:

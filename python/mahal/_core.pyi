@@ -26,15 +26,29 @@ def default_threads() -> int: ...
 def set_default_threads(threads: int) -> None: ...
 def mean_covariance_workspace(x: Any, threads: int) -> int: ...
 def mean_covariance(
-    x: Any, mask: Any, mean: Any, covariance: Any, workspace: Any, ddof: float, threads: int,
+    x: Any,
+    mask: Any,
+    mean: Any,
+    covariance: Any,
+    workspace: Any,
+    ddof: float,
+    threads: int,
     stream: int,
 ) -> None: ...
 def local_covariance_workspace(
     image: Any, windows: list[tuple[int, int]], border: str, ddof: int, threads: int
 ) -> int: ...
 def local_covariance(
-    image: Any, mask: Any, mean: Any, covariance: Any, workspace: Any,
-    windows: list[tuple[int, int]], border: str, ddof: int, threads: int, stream: int,
+    image: Any,
+    mask: Any,
+    mean: Any,
+    covariance: Any,
+    workspace: Any,
+    windows: list[tuple[int, int]],
+    border: str,
+    ddof: int,
+    threads: int,
+    stream: int,
 ) -> None: ...
 def cholesky_workspace(a: Any, threads: int) -> int: ...
 def cholesky(
@@ -49,13 +63,28 @@ def mahalanobis(
     x: Any, mean: Any, covariance: Any, score: Any, workspace: Any, threads: int, stream: int
 ) -> None: ...
 def rx_workspace(
-    image: Any, background: Any, covariance: Any, window: tuple[int, int], border: str,
+    image: Any,
+    background: Any,
+    covariance: Any,
+    window: tuple[int, int],
+    border: str,
     threads: int,
 ) -> int: ...
 def rx(
-    image: Any, background: Any, covariance: Any, mask: Any, score: Any, status: Any,
-    workspace: Any, window: tuple[int, int], border: str, load: bool, threads: int, stream: int,
-    progress: Any, ticks: Any,
+    image: Any,
+    background: Any,
+    covariance: Any,
+    mask: Any,
+    score: Any,
+    status: Any,
+    workspace: Any,
+    window: tuple[int, int],
+    border: str,
+    load: bool,
+    threads: int,
+    stream: int,
+    progress: Any,
+    ticks: Any,
 ) -> None: ...
 def _describe(
     array: Any,

@@ -390,9 +390,7 @@ const char* name(Layout layout) {
 }
 
 const char* name(Border border) {
-  return border == Border::shift     ? "shift"
-         : border == Border::reflect ? "reflect"
-                                           : "valid";
+  return border == Border::shift ? "shift" : border == Border::reflect ? "reflect" : "valid";
 }
 
 template <class T>
@@ -496,16 +494,14 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 // One window by plain loops in long double against the kernel's result. Returns what is wrong.
 template <class T>
 std::string compare_window(const Case& c, Image<T>& image, const std::vector<std::uint8_t>& mask,
-                           const Window& window, int y, int x, const T* mean,
-                           const T* covariance) {
+                           const Window& window, int y, int x, const T* mean, const T* covariance) {
   const int oy = start(y, c.rows, window.outer, c.border);
   const int ox = start(x, c.cols, window.outer, c.border);
   const int iy = start(y, c.rows, window.inner, c.border);
   const int ix = start(x, c.cols, window.inner, c.border);
   std::vector<std::vector<Long>> samples;
-  bool bad =
-      c.border == Border::valid && (y < window.outer / 2 || y + window.outer / 2 >= c.rows ||
-                                          x < window.outer / 2 || x + window.outer / 2 >= c.cols);
+  bool bad = c.border == Border::valid && (y < window.outer / 2 || y + window.outer / 2 >= c.rows ||
+                                           x < window.outer / 2 || x + window.outer / 2 >= c.cols);
   for (int r = oy; r < oy + window.outer; ++r) {
     for (int q = ox; q < ox + window.outer; ++q) {
       if (r >= iy && r < iy + window.inner && q >= ix && q < ix + window.inner) continue;
@@ -683,8 +679,7 @@ void test_local_covariance() {
   Case wide{.rows = 64, .cols = 3, .bands = 36, .windows = {{3, 1}}};
   both(wide);
   both({.rows = 3, .cols = 2, .bands = 33, .windows = {{31, 5}}, .border = Border::reflect});
-  both(
-      {.rows = 2, .cols = 3, .bands = 40, .windows = {{101, 21}}, .border = Border::reflect});
+  both({.rows = 2, .cols = 3, .bands = 40, .windows = {{101, 21}}, .border = Border::reflect});
 }
 
 // ------------------------------------------------------------------------------------- Cholesky

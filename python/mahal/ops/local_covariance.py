@@ -86,9 +86,7 @@ def local_covariance(
     count = as_threads(op, threads)
     rows, cols, bands = image.shape
     dtype = dtype_name(image)
-    memory = workspace(
-        image, _core.local_covariance_workspace(image, windows, border, ddof, count)
-    )
+    memory = workspace(image, _core.local_covariance_workspace(image, windows, border, ddof, count))
     mean = empty(image, (rows, cols, len(windows), bands), dtype)
     covariance = empty(image, (rows, cols, len(windows), bands, bands), dtype)
     _core.local_covariance(
