@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -29,19 +30,20 @@ def dynamic(path, tag):
     return re.findall(rf"\({tag}\).*\[(.*)\]", output("readelf", "-d", str(path)))
 
 
+@pytest.fixture
 def kernel_objects():
     """Objects of the kernels that are compiled once per instruction set."""
-    named = os.environ.get("MAHAL_BUILD_DIR")
-    builds = [Path(named)] if named else sorted((ROOT / "build").glob("*"))
-    return [p for build in builds for p in build.rglob("mahal_simd_*.dir/**/*.o")]
+    if "MAHAL_BUILD_DIR" not in os.environ:
+        pytest.skip("no build folder (MAHAL_BUILD_DIR)")
+    objects = list(Path(os.environ["MAHAL_BUILD_DIR"]).rglob("mahal_simd_*.dir/**/*.o"))
+    assert objects
+    return objects
 
 
 @needs_binutils
-def test_kernels_have_no_weak_symbols():
+def test_kernels_have_no_weak_symbols(kernel_objects):
     # A weak symbol is one that the linker may take from the object of another instruction set.
-    if "address" in os.environ.get("LD_PRELOAD", "") or not kernel_objects():
-        pytest.skip("no build folder (MAHAL_BUILD_DIR)")
-    for path in kernel_objects():
+    for path in kernel_objects:
         symbols = [line.split() for line in output("nm", "--defined-only", str(path)).splitlines()]
         weak = [symbol[-1] for symbol in symbols if symbol[-2] in {"W", "V", "u", "w", "v"}]
         assert not weak, f"{path}: {weak[:5]}"
@@ -49,13 +51,11 @@ def test_kernels_have_no_weak_symbols():
 
 
 @needs_binutils
-def test_kernels_call_nothing_but_memory_and_maths():
+def test_kernels_call_nothing_but_memory_and_maths(kernel_objects):
     allowed = re.compile(
         r"mem(cpy|move|set|cmp)|_GLOBAL_OFFSET_TABLE_|__stack_chk_fail|(sqrt|log|exp|pow|fma)f?"
     )
-    if not kernel_objects():
-        pytest.skip("no build folder (MAHAL_BUILD_DIR)")
-    for path in kernel_objects():
+    for path in kernel_objects:
         wanted = [line.split()[-1] for line in output("nm", "-u", str(path)).splitlines()]
         assert not [symbol for symbol in wanted if not allowed.fullmatch(symbol)], path
 
@@ -126,6 +126,16 @@ def test_contents_of_the_wheel():
     ]
     assert strange == []
     assert not [name for name in names if "__pycache__" in name or name.startswith("mahal/tests")]
+
+
+def test_contents_of_the_source_distribution():
+    if "MAHAL_SDIST" not in os.environ:
+        pytest.skip("no source distribution (MAHAL_SDIST)")
+    with tarfile.open(os.environ["MAHAL_SDIST"]) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames()} - {"PKG-INFO"}
+    ours = set(output("git", "-C", str(ROOT), "ls-files").split())
+    assert names <= ours, "files that git does not track"
+    assert {"CMakeLists.txt", "csrc/bindings.cpp", "tests/conftest.py", "LICENSE"} <= names
 
 
 def test_ci_runs_the_test_command_of_the_readme():
