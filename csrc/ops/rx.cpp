@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "core/background.hpp"
 #include "core/image_checks.hpp"
@@ -36,6 +37,16 @@ constexpr int rows_per_strip = 64;
 // trusted: such pixels are scored again from their own samples in float64.
 template <class T>
 constexpr T weak_pivot = sizeof(T) == 4 ? T(1e-3) : T(1e-9);
+
+// Nor is a score whose estimated relative error exceeds this. The estimate is in units of rounding;
+// on public scenes the largest error is 4 of these units, twice that is allowed for.
+template <class T>
+constexpr T accuracy = sizeof(T) == 4 ? T(1e-3) : T(1e-8);
+template <class T>
+constexpr T trusted_error = accuracy<T> / (8 * std::numeric_limits<T>::epsilon());
+
+// With more weak pixels than this in a block, the whole block is done again in float64.
+constexpr int few_weak_pixels = 64;
 
 struct Shape {
   int rows, cols, bands, padded;
@@ -118,9 +129,32 @@ LocalRxBlock<T> local_block(const Shape& s, const Window& window) {
   block.row_stride = static_cast<std::ptrdiff_t>(s.cols) * s.padded;
   block.samples = window_samples(window);
   block.count_stride = s.cols;
-  block.score_stride = s.cols;
+  block.score_stride = block.weak_stride = s.cols;
   block.tolerance = weak_pivot<T>;
+  block.trust = trusted_error<T>;
   return block;
+}
+
+// A block of float32 pixels and everything their windows reach, whitened in float64.
+struct ExactTile {
+  double* whitened;
+  double* score;  // rows x lanes
+  char* whiten_room;
+  char* kernel_room;
+};
+
+template <Isa I>
+ExactTile plan_exact_tile(Scratch& scratch, const Shape& s, const Window& window) {
+  const int lanes = RxKernel<I>::lanes(float{});
+  ExactTile tile;
+  const std::int64_t rows = std::min(s.rows, rows_per_strip + window.outer);
+  const std::int64_t cols = std::min(s.cols, lanes + window.outer);
+  tile.whitened = scratch.take<double>(rows * cols * s.padded);
+  tile.score = scratch.take<double>(static_cast<std::int64_t>(rows_per_strip) * lanes);
+  tile.whiten_room = plan_whitening(scratch, s.bands, 1);
+  tile.kernel_room = scratch.take<char>(
+      static_cast<std::int64_t>(RxKernel<I>::scratch_bytes(local_block<double, I>(s, window))));
+  return tile;
 }
 
 template <class T>
@@ -134,6 +168,8 @@ std::size_t worker_bytes(const Shape& s, const Window& window, bool fixed) {
     dispatch_isa([&]<Isa I>() {
       scratch.take<char>(
           static_cast<std::int64_t>(RxKernel<I>::scratch_bytes(local_block<T, I>(s, window))));
+      scratch.rewind(0);
+      if (sizeof(T) == 4) plan_exact_tile<I>(scratch, s, window);
     });
   }
   return (scratch.bytes() + 63) / 64 * 64;
@@ -388,6 +424,68 @@ void whiten_image(const Plan& p, const Shape& s, const TensorView& image, int th
   whiten_pixels(block, s.pixels, p.whiten_room, threads);
 }
 
+// Scores a block of a float32 image in float64.
+template <Isa I>
+void score_exactly(const Plan& p, const Shape& s, const Window& window, const TensorView& image,
+                   const LocalRxBlock<float>& done, const Workspace& room) {
+  Scratch scratch(room);
+  const ExactTile tile = plan_exact_tile<I>(scratch, s, window);
+  const int lanes = RxKernel<I>::lanes(float{});
+  const int col_end = std::min(done.col_end, done.col_begin + lanes);
+  // Smallest and largest sample that the windows of [begin, end) reach along one axis.
+  const auto reach = [&](const WindowAxis& axis, int begin, int end) {
+    int low = axis.index[axis.outer_start[begin]];
+    int high = low;
+    for (int v = axis.outer_start[begin]; v < axis.outer_start[end - 1] + window.outer; ++v) {
+      low = std::min<int>(low, axis.index[v]);
+      high = std::max<int>(high, axis.index[v]);
+    }
+    return std::pair(low, high + 1);
+  };
+  const auto [top, bottom] = reach(done.rows, done.row_begin, done.row_end);
+  const auto [left, right] = reach(done.cols, done.col_begin, col_end);
+  const std::int64_t cols = right - left;
+  const PixelList<float> list = pixel_list<float>(image);
+  for (int r = top; r < bottom; ++r) {
+    WhitenBlock<float, double> block = whiten_block<float, double>(p, p.moments.mean);
+    block.pixels = list;
+    block.pixels.data = list.data + r * list.row_stride + left * list.col_stride;
+    block.pixels.cols = cols;
+    block.end = cols;
+    block.status = p.moments.status + static_cast<std::int64_t>(r) * s.cols + left;
+    block.whitened = tile.whitened + (r - top) * cols * s.padded;
+    block.out_stride = block.out_bands = s.padded;
+    block.scratch = tile.whiten_room;
+    WhitenKernel<I>::run(block);
+  }
+  LocalRxBlock<double> block = local_block<double, I>(s, window);
+  block.row_stride = cols * s.padded;
+  block.image = tile.whitened - (top * block.row_stride + left * s.padded);
+  block.status = done.status;
+  block.status_stride = done.status_stride;
+  block.rows = done.rows;
+  block.cols = done.cols;
+  block.row_begin = done.row_begin;
+  block.row_end = done.row_end;
+  block.col_end = col_end;
+  block.count = done.count;
+  block.loading = done.loading;
+  block.score = tile.score - (done.row_begin * lanes + done.col_begin);
+  block.score_stride = lanes;
+  block.weak = done.weak;
+  block.scratch = tile.kernel_room;
+  for (block.col_begin = done.col_begin; block.col_begin < col_end;
+       block.col_begin += RxKernel<I>::lanes(double{})) {
+    RxKernel<I>::local(block);
+  }
+  for (int r = done.row_begin; r < done.row_end; ++r) {
+    for (int c = done.col_begin; c < col_end; ++c) {
+      done.score[r * done.score_stride + c] =
+          static_cast<float>(block.score[static_cast<std::int64_t>(r) * lanes + c]);
+    }
+  }
+}
+
 template <class T>
 void local_scores(const RxParams& params, const Plan& p, const Shape& s, const TensorView& image,
                   bool singular, const Scores<T>& out, int threads) {
@@ -424,6 +522,18 @@ void local_scores(const RxParams& params, const Plan& p, const Shape& s, const T
         block.ticks = params.ticks ? params.ticks + 2 * worker : nullptr;
         block.scratch = p.room + worker * static_cast<std::int64_t>(p.worker_bytes);
         RxKernel<I>::local(block);
+        if constexpr (sizeof(T) == 4) {
+          int weak = 0;
+          for (int r = block.row_begin; r < block.row_end; ++r) {
+            for (int c = block.col_begin; c < std::min(block.col_end, block.col_begin + lanes);
+                 ++c) {
+              weak += block.weak[r * block.weak_stride + c];
+            }
+          }
+          if (weak > few_weak_pixels) {
+            score_exactly<I>(p, s, params.window, image, block, {block.scratch, p.worker_bytes});
+          }
+        }
         report(params, done, tasks, worker);
       });
     }

@@ -28,10 +28,12 @@ struct LocalRxBlock {
   // A pivot below tolerance times the largest sum of squares that its entry was made from marks
   // the pixel in `weak`: what is left of it is rounding.
   T tolerance;
+  // So does a score whose estimated error, in units of rounding, exceeds this share of it.
+  T trust;
   T loading;  // added to every diagonal entry of the covariance
   T* score;   // rows x cols
   std::uint8_t* weak;
-  std::ptrdiff_t score_stride;
+  std::ptrdiff_t score_stride, weak_stride;
   std::uint64_t* ticks;  // time stamps spent sliding and factoring, or nullptr
   void* scratch;         // scratch_bytes(), 64-byte aligned
 };

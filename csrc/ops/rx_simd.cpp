@@ -318,6 +318,50 @@ struct LocalRx {
     }
   }
 
+  // A change dA of the matrix changes d^T A^-1 d by z^T dA z with z = A^-1 d. Rounding of the sums
+  // and of the factorisation is a change of entry (i, j) in proportion to the square root of
+  // peak_i peak_j, with signs at random: what adds up is z_i^2 peak_i. Leaves z in the row below
+  // the matrix.
+  MAHAL_INLINE V error() const {
+    T* z = mem + s.matrix + b.bands * s.ld * L;
+    const auto back = [&](int k) {
+      const V v = S::load(z + k * L) * S::load(mem + s.inverse + k * L);
+      S::store(z + k * L, v);
+      return v;
+    };
+    const auto row = [&](int k) { return mem + s.matrix + k * s.ld * L; };
+    V total = S::zero();
+    int k = b.bands;
+    for (; k >= 4; k -= 4) {
+      V v[4];
+      MAHAL_UNROLL
+      for (int a = 0; a < 4; ++a) {
+        v[a] = back(k - 1 - a);
+        MAHAL_UNROLL
+        for (int c = a + 1; c < 4; ++c) {
+          T* p = z + (k - 1 - c) * L;
+          S::store(p, S::fnma(S::load(row(k - 1 - a) + (k - 1 - c) * L), v[a], S::load(p)));
+        }
+        total = S::fma(v[a] * v[a], S::load(mem + s.peak + (k - 1 - a) * L), total);
+      }
+      const T* l[4] = {row(k - 1), row(k - 2), row(k - 3), row(k - 4)};
+      for (int j = 0; j < k - 4; ++j) {
+        V w = S::load(z + j * L);
+        MAHAL_UNROLL
+        for (int a = 0; a < 4; ++a) w = S::fnma(S::load(l[a] + j * L), v[a], w);
+        S::store(z + j * L, w);
+      }
+    }
+    for (; k >= 1; --k) {
+      const V v = back(k - 1);
+      for (int j = 0; j < k - 1; ++j) {
+        S::store(z + j * L, S::fnma(S::load(row(k - 1) + j * L), v, S::load(z + j * L)));
+      }
+      total = S::fma(v * v, S::load(mem + s.peak + (k - 1) * L), total);
+    }
+    return total;
+  }
+
   // Sum of the squares of band j.
   MAHAL_INLINE const T* diagonal(std::ptrdiff_t j) const {
     return mem + s.state + (j * (j + 1) / 2 + j) * L;
@@ -356,14 +400,15 @@ struct LocalRx {
     }
     Interleaved<S> cholesky{matrix, s.ld, mem + s.inverse, b.tolerance, mem + s.peak, S::zero()};
     cholesky.template factor<true>(n);
+    const V square = -S::load(border + n * L);
     alignas(64) T value[L];
     alignas(64) T margin[L];
-    S::store(value, -S::load(border + n * L) * dof);
-    S::store(margin, cholesky.margin);
+    S::store(value, square * dof);
+    S::store(margin, S::min(cholesky.margin, S::fnma(S::set1(T(1) / b.trust), error(), square)));
     for (int l = 0; l < L && b.col_begin + l < b.col_end; ++l) {
-      const std::ptrdiff_t at = r * b.score_stride + b.col_begin + l;
-      b.score[at] = value[l];
-      b.weak[at] = !(margin[l] > T(0));
+      const std::ptrdiff_t col = b.col_begin + l;
+      b.score[r * b.score_stride + col] = value[l];
+      b.weak[r * b.weak_stride + col] = !(margin[l] > T(0));
     }
   }
 
