@@ -16,11 +16,6 @@ MAHAL_INLINE const T* pixel_address(const PixelList<T>& p, std::int64_t index) {
   return p.data + index / p.cols * p.row_stride + index % p.cols * p.col_stride;
 }
 
-template <class T, int... I>
-MAHAL_INLINE typename Simd<double>::V widen(const T* p, Indices<I...>) {
-  return typename Simd<double>::V{static_cast<double>(p[I])...};
-}
-
 // dst[j] = pixel[j] - offset[j] in float64, zeros up to `padded`. All of dst is whole vectors.
 template <class T>
 MAHAL_INLINE void load_centred(const PixelList<T>& p, const T* src, const double* offset,
@@ -33,7 +28,7 @@ MAHAL_INLINE void load_centred(const PixelList<T>& p, const T* src, const double
   int j = 0;
   if (stride == 1) {
     for (; j + L <= bands; j += L) {
-      S::store(dst + j, widen(src + j, typename MakeIndices<L>::type{}) - S::loadu(offset + j));
+      S::store(dst + j, S::widen(src + j) - S::loadu(offset + j));
     }
   }
   for (; j < bands; ++j) dst[j] = static_cast<double>(src[j * stride]) - offset[j];

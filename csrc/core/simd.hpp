@@ -65,13 +65,26 @@ struct Simd {
   static MAHAL_INLINE V zero() { return V{}; }
   static MAHAL_INLINE V min(V a, V b) { return a < b ? a : b; }
   static MAHAL_INLINE V max(V a, V b) { return a > b ? a : b; }
+  // Whether a > b in any lane.
+  static MAHAL_INLINE bool any_greater(V a, V b) {
+#if defined(__AVX512F__)
+    if constexpr (Bytes == 64 && sizeof(T) == 8) return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ) != 0;
+#endif
+#if defined(__AVX__)
+    if constexpr (Bytes == 32 && sizeof(T) == 8) return _mm256_movemask_pd(a > b) != 0;
+#endif
+    bool any = false;
+    MAHAL_UNROLL
+    for (int i = 0; i < lanes; ++i) any |= a[i] > b[i];
+    return any;
+  }
 
   // Conversions between float64 lanes and as many lanes of U.
   template <class U>
-  using Lanes = typename VectorOf<U, lanes * static_cast<int>(sizeof(U))>::type;
+  using Lanes = typename VectorOf<U, static_cast<int>(sizeof(U)) * lanes>::type;
   template <class U>
   static MAHAL_INLINE V widen(const U* p) {
-    const Lanes<U> v = Simd<U, lanes * static_cast<int>(sizeof(U))>::loadu(p);
+    const Lanes<U> v = Simd<U, static_cast<int>(sizeof(U)) * lanes>::loadu(p);
 #if defined(__AVX512F__)
     if constexpr (Bytes == 64 && sizeof(T) == 8 && sizeof(U) == 4) return _mm512_cvtps_pd(v);
 #endif
@@ -222,6 +235,14 @@ struct Simd {
     if constexpr (Bytes == 64) {
       if ((reinterpret_cast<std::uintptr_t>(p) & 63) == 0) {
         _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
+        return;
+      }
+    }
+#endif
+#if defined(__x86_64__)
+    if constexpr (Bytes == 16) {
+      if ((reinterpret_cast<std::uintptr_t>(p) & 15) == 0) {
+        _mm_stream_si128(reinterpret_cast<__m128i*>(p), reinterpret_cast<__m128i>(v));
         return;
       }
     }

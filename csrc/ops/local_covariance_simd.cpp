@@ -9,12 +9,11 @@ using S = Simd<double>;
 using V = S::V;
 constexpr int L = S::lanes;
 
-// Sums are kept in float64: each window loses and gains whole columns of products, and a bright
-// pixel that left must leave no trace.
+// Per column of the tile the samples and their products are summed over the rows of the window: one
+// row enters and one leaves as the window moves down. Those column sums slide along the row.
 //
-// A block of the covariance, R rows by one vector of columns, is carried through the tile: per
-// image column the products are summed over the rows of the window (one row enters, one leaves),
-// and those column sums slide along the row.
+// Sums are kept in float64: what entered is taken out again, and a mean far from the offset may not
+// cost digits.
 template <class T>
 MAHAL_INLINE int first_column(const LocalCovarianceBlock<T>& b) {
   return b.cols.outer_start[b.col_begin];
@@ -35,13 +34,17 @@ struct Divisors {
 // Up to 8 bands: the whole covariance slides along the row in registers. Of its N x N entries
 // (bands rounded up to N = 4 or 8) the cyclic diagonals 0 .. N/2 are kept: entry i of diagonal k
 // belongs to the bands i and (i + k) mod N, so that every pair of bands is there.
+//
+// Taking a sample out leaves its rounding error behind. Where a sum of squares shrinks by more than
+// `lost`, as when a very bright pixel leaves (or stands in the inner window), the sums are taken
+// anew, so that no pixel leaves a trace.
 template <class T, int N>
 struct PackedMap {
   static constexpr int width = N * 8 < native_bytes ? N * 8 : native_bytes;
   using S = Simd<double, width>;
   using V = typename S::V;
   static constexpr int L = S::lanes;
-  static constexpr int chunks = N / L;  // vectors per spectrum
+  static constexpr int chunks = N / L;                      // vectors per spectrum
   static constexpr int half = chunks > 1 ? chunks / 2 : 1;  // of diagonal N/2, which repeats itself
   static constexpr int products = N / 2 * chunks + half;
   static constexpr int column_size = (products + chunks) * L;  // products, then plain sums
@@ -51,7 +54,8 @@ struct PackedMap {
 
   // Columns moved down at a time, ahead of the pixels that need them: two short loops keep more of
   // the work in flight than one long one.
-  static constexpr int ahead = 32;
+  static constexpr int ahead = 16;
+  static constexpr double lost = 1 << 20;
 
   static std::size_t bytes(const LocalCovarianceBlock<T>& b) {
     const std::int64_t windows = b.inner ? 2 : 1;
@@ -113,20 +117,35 @@ struct PackedMap {
     for (int q = 0; q < chunks; ++q) x[q] = x[q] - offset[q];
   }
 
-  // Chunk I % chunks of x rotated down by I / chunks bands: the partner in product I.
-  template <int I, int... K>
-  static MAHAL_INLINE V rotated(const V* x, Indices<K...>) {
-    constexpr int lanes_off = I / chunks % L;
-    constexpr int from = (I % chunks + I / chunks / L) % chunks;
-    if constexpr (lanes_off == 0) {
+  // The partners in the products: p[k * chunks + q] is chunk q of x rotated down by k bands. Odd
+  // rotations are put together from the even ones next to them, which stays within 16 bytes.
+  template <int K, int Q, int... J>
+  static MAHAL_INLINE V rotated_even(const V* x, Indices<J...>) {
+    constexpr int from = (Q + K / L) % chunks;
+    if constexpr (K % L == 0) {
       return x[from];
     } else {
-      return __builtin_shufflevector(x[from], x[(from + 1) % chunks], (K + lanes_off)...);
+      return __builtin_shufflevector(x[from], x[(from + 1) % chunks], (J + K % L)...);
+    }
+  }
+  template <int... J>
+  static MAHAL_INLINE V between(V a, V c, Indices<J...>) {
+    return __builtin_shufflevector(a, c, (J % 2 ? L + J - 1 : J + 1)...);
+  }
+  template <int I>
+  static MAHAL_INLINE V rotated(const V* x) {
+    constexpr int k = I / chunks;
+    constexpr int q = I % chunks;
+    if constexpr (k % 2 == 0) {
+      return rotated_even<k, q>(x, Lanes{});
+    } else {
+      return between(rotated_even<k - 1, q>(x, Lanes{}), rotated_even<k + 1, q>(x, Lanes{}),
+                     Lanes{});
     }
   }
   template <int... I>
   static MAHAL_INLINE void partners(const V* x, V* p, Indices<I...>) {
-    ((p[I] = rotated<I>(x, Lanes{})), ...);
+    ((p[I] = rotated<I>(x)), ...);
   }
 
   // s += x x^T, or -= with Sign < 0.
@@ -140,7 +159,8 @@ struct PackedMap {
       s.product[i] = Sign > 0 ? S::fma(a, p[i], s.product[i]) : S::fnma(a, p[i], s.product[i]);
     }
     MAHAL_UNROLL
-    for (int q = 0; q < chunks; ++q) s.sample[q] = Sign > 0 ? s.sample[q] + x[q] : s.sample[q] - x[q];
+    for (int q = 0; q < chunks; ++q)
+      s.sample[q] = Sign > 0 ? s.sample[q] + x[q] : s.sample[q] - x[q];
   }
   static MAHAL_INLINE void load(const double* p, Sums& s) {
     MAHAL_UNROLL
@@ -158,7 +178,8 @@ struct PackedMap {
   static MAHAL_INLINE void accumulate(Sums& total, const Sums& s) {
     MAHAL_UNROLL
     for (int i = 0; i < products; ++i) {
-      total.product[i] = Sign > 0 ? total.product[i] + s.product[i] : total.product[i] - s.product[i];
+      total.product[i] =
+          Sign > 0 ? total.product[i] + s.product[i] : total.product[i] - s.product[i];
     }
     MAHAL_UNROLL
     for (int q = 0; q < chunks; ++q) {
@@ -166,17 +187,66 @@ struct PackedMap {
     }
   }
 
+  struct Squares {
+    V value[chunks];
+  };
+  static MAHAL_INLINE Squares squares(const Sums& s) {
+    Squares d;
+    MAHAL_UNROLL
+    for (int q = 0; q < chunks; ++q) d.value[q] = s.product[q];
+    return d;
+  }
+  static MAHAL_INLINE bool shrank(const Squares& before, const Sums& now) {
+    bool any = false;
+    MAHAL_UNROLL
+    for (int q = 0; q < chunks; ++q) {
+      any |= S::any_greater(before.value[q], now.product[q] * S::set1(lost));
+    }
+    return __builtin_expect(any, 0);
+  }
+
+  // Adds the samples of rows [v0, v1) and columns [u0, u1) one by one.
+  __attribute__((noinline)) void add_samples(int v0, int v1, std::int64_t u0, std::int64_t u1,
+                                             Sums& s) const {
+    for (int v = v0; v < v1; ++v) {
+      const Line in = line(v);
+      for (std::int64_t u = u0; u < u1; ++u) {
+        V x[chunks];
+        load_pixel(in, u, offset, x);
+        join<1>(x, s);
+      }
+    }
+  }
+  __attribute__((noinline)) Sums window_sums(int row, int c) const {
+    const int first = first_column(b);
+    const int v = b.rows.outer_start[row];
+    const int u = b.cols.outer_start[c] - first;
+    const int iv = b.inner ? b.rows.inner_start[row] : v + b.outer;
+    const int iu = b.inner ? b.cols.inner_start[c] - first : u;
+    Sums s{};
+    add_samples(v, iv, u, u + b.outer, s);
+    add_samples(iv, iv + b.inner, u, iu, s);
+    add_samples(iv, iv + b.inner, iu + b.inner, u + b.outer, s);
+    add_samples(iv + b.inner, v + b.outer, u, u + b.outer, s);
+    return s;
+  }
+
   // Column sums of the window whose first row is `row`, from nothing.
   __attribute__((noinline)) void start(double* sums, int row, int side) const {
     for (std::int64_t i = 0; i < columns * column_size; i += L) S::store(sums + i, V{});
-    for (int v = 0; v < side; ++v) {
-      const Line in = line(row + v);
+    constexpr int group = 4;  // rows at a time
+    for (int v = 0; v < side; v += group) {
+      const int rows = v + group < side ? group : side - v;
+      Line in[group];
+      for (int k = 0; k < rows; ++k) in[k] = line(row + v + k);
       for (std::int64_t u = 0; u < columns; ++u) {
         V x[chunks];
         Sums s;
         load(sums + u * column_size, s);
-        load_pixel(in, u, offset, x);
-        join<1>(x, s);
+        for (int k = 0; k < rows; ++k) {
+          load_pixel(in[k], u, offset, x);
+          join<1>(x, s);
+        }
         store(sums + u * column_size, s);
       }
     }
@@ -190,33 +260,46 @@ struct PackedMap {
     V o[chunks];
     MAHAL_UNROLL
     for (int q = 0; q < chunks; ++q) o[q] = offset[q];
+    Squares excess{};
     for (std::int64_t u = begin; u < end; ++u) {
       V x[chunks];
       Sums s;
       load(sums + u * column_size, s);
       load_pixel(entering, u, o, x);
       join<1>(x, s);
+      const Squares before = squares(s);
       load_pixel(leaving, u, o, x);
       join<-1>(x, s);
       store(sums + u * column_size, s);
+      MAHAL_UNROLL
+      for (int q = 0; q < chunks; ++q) {
+        const V e = S::fnma(s.product[q], S::set1(lost), before.value[q]);
+        excess.value[q] = S::max(excess.value[q], e);
+      }
+    }
+    bool any = false;
+    for (int q = 0; q < chunks; ++q) any |= S::any_greater(excess.value[q], V{});
+    if (__builtin_expect(any, 0)) {
+      for (std::int64_t u = begin; u < end; ++u) {
+        Sums s{};
+        add_samples(row, row + side, u, u + 1, s);
+        store(sums + u * column_size, s);
+      }
     }
   }
 
-  // Slides a window one column: `entering` joins the total and `leaving` is taken out, or the other
-  // way round for the inner window.
+  // Takes column u of a window into the total, or out of it with Sign < 0.
   template <int Sign>
-  static MAHAL_INLINE void slide_column(const double* entering, const double* leaving,
-                                        Sums& total) {
-    Sums in, out;
-    load(entering, in);
-    load(leaving, out);
-    accumulate<-1>(in, out);
-    accumulate<Sign>(total, in);
+  static MAHAL_INLINE void add_column(const double* sums, std::int64_t u, Sums& total) {
+    Sums s;
+    load(sums + u * column_size, s);
+    accumulate<Sign>(total, s);
   }
 
   // ---- The full matrix, from its diagonals.
-  static constexpr int out_width =
-      sizeof(T) == 8 ? width : N * 4 < native_bytes ? N * 4 : native_bytes;
+  static constexpr int out_width = sizeof(T) == 8         ? width
+                                   : N * 4 < native_bytes ? N * 4
+                                                          : native_bytes;
   using Out = Simd<T, out_width>;
   using O = typename Out::V;
   static constexpr int out_lanes = Out::lanes;
@@ -236,6 +319,11 @@ struct PackedMap {
     return __builtin_shufflevector(__builtin_convertvector(a, Half),
                                    __builtin_convertvector(c, Half), K...);
   }
+  // Diagonal N/2 holds every pair twice, in either order: one of them, or rounding would tell.
+  template <int... J>
+  static MAHAL_INLINE O lower_twice(O v, Indices<J...>) {
+    return __builtin_shufflevector(v, v, (J % (N / 2))...);
+  }
   static constexpr int spectrum = N / 2 + 1;
   // Chunk Q of diagonal K as output.
   template <int K, int Q>
@@ -243,7 +331,9 @@ struct PackedMap {
     constexpr int per = out_lanes / L;
     constexpr int length = K == N / 2 ? half : chunks;
     const V* d = c + K * chunks;
-    if constexpr (per == 1) {
+    if constexpr (K == N / 2 && chunks == 1) {
+      return lower_twice(narrowed(d[0]), OutLanes{});
+    } else if constexpr (per == 1) {
       return narrowed(d[Q % length]);
     } else {
       return join_halves(d[Q * per % length], d[(Q * per + 1) % length], OutLanes{});
@@ -314,11 +404,19 @@ struct PackedMap {
     MAHAL_UNROLL
     for (int i = 0; i < N * out_chunks; ++i) Out::stream(out + i * out_lanes, row[i]);
   }
-  static void write_part(T* out, const O* row, int bands, int i_begin, int i_end) {
-    alignas(64) T full[N * N];
-    for (int i = 0; i < N * out_chunks; ++i) Out::store(full + i * out_lanes, row[i]);
+  // Rows [i_begin, i_end) of fewer than N bands. Whole vectors run into the row below, which comes
+  // next, and never past the last row.
+  static MAHAL_INLINE void write_part(T* out, const O* row, int bands, int i_begin, int i_end) {
     for (int i = i_begin; i < i_end; ++i) {
-      for (int j = 0; j < bands; ++j) out[i * bands + j] = full[i * N + j];
+      if ((i_end - i) * bands >= N) {
+        for (int q = 0; q < out_chunks; ++q) {
+          Out::storeu(out + i * bands + q * out_lanes, row[i * out_chunks + q]);
+        }
+      } else {
+        for (int j = 0; j < bands; ++j) {
+          out[i * bands + j] = row[i * out_chunks + j / out_lanes][j % out_lanes];
+        }
+      }
     }
   }
 
@@ -335,7 +433,7 @@ struct PackedMap {
     mean_chunks(m, mean, typename MakeIndices<out_chunks>::type{});
     if (bands == N) {
       MAHAL_UNROLL
-      for (int q = 0; q < out_chunks; ++q) Out::storeu(out + q * out_lanes, mean[q]);
+      for (int q = 0; q < out_chunks; ++q) Out::stream(out + q * out_lanes, mean[q]);
       return;
     }
     MAHAL_UNROLL
@@ -367,75 +465,88 @@ struct PackedMap {
     const std::ptrdiff_t mean_stride = b.mean_stride;
     const int ddof = b.ddof;
     Divisors d(b.samples, ddof);
-    V o[chunks];
+    V per_sample = S::set1(d.per_sample);
+    V per_degree = S::set1(d.per_degree);
+    V per_both = S::set1(d.per_sample * d.per_degree);
+    V centre[chunks];
     MAHAL_UNROLL
-    for (int q = 0; q < chunks; ++q) o[q] = offset[q];
+    for (int q = 0; q < chunks; ++q) centre[q] = offset[q];
 
     constexpr int buffer_size = spectrum * N;
     alignas(64) T diagonals[ahead * buffer_size];
-    std::int64_t outer_ready = 0;
-    std::int64_t inner_ready = Inner ? inner_start[c0] - first : 0;
+    // The sums of the first window.
+    const int outer_row = b.rows.outer_start[row];
+    const int inner_row = Inner ? b.rows.inner_start[row] : 0;
+    const std::int64_t first_inner = Inner ? inner_start[c0] - first : 0;
+    std::int64_t outer_ready = outer;
+    std::int64_t inner_ready = first_inner + inner;
+    if (moves[0]) move_down(outer_sums, outer_row, outer, 0, outer_ready);
+    if (moves[1]) move_down(inner_sums, inner_row, inner, first_inner, inner_ready);
     Sums total{};
+    for (std::int64_t u = 0; u < outer_ready; ++u) add_column<1>(outer_sums, u, total);
+    if constexpr (Inner) {
+      const Squares before = squares(total);
+      for (std::int64_t u = first_inner; u < inner_ready; ++u) {
+        add_column<-1>(inner_sums, u, total);
+      }
+      if (shrank(before, total)) total = window_sums(row, c0);
+    }
+
     for (int begin = c0; begin < c1; begin += ahead) {
       const int end = begin + ahead < c1 ? begin + ahead : c1;
       const int outer_end = outer_start[end - 1] - first + outer;
-      if (moves[0]) move_down(outer_sums, b.rows.outer_start[row], outer, outer_ready, outer_end);
+      if (moves[0]) move_down(outer_sums, outer_row, outer, outer_ready, outer_end);
       outer_ready = outer_end;
       if constexpr (Inner) {
         const int inner_end = inner_start[end - 1] - first + inner;
-        if (moves[1]) move_down(inner_sums, b.rows.inner_start[row], inner, inner_ready, inner_end);
+        if (moves[1]) move_down(inner_sums, inner_row, inner, inner_ready, inner_end);
         inner_ready = inner_end;
-      }
-      if (begin == c0) {
-        for (int u = 0; u < outer; ++u) {
-          Sums s;
-          load(outer_sums + u * column_size, s);
-          accumulate<1>(total, s);
-        }
-        if constexpr (Inner) {
-          const int g = inner_start[c0] - first;
-          for (int u = g; u < g + inner; ++u) {
-            Sums s;
-            load(inner_sums + u * column_size, s);
-            accumulate<-1>(total, s);
-          }
-        }
       }
       for (int c = begin; c < end; ++c) {
         if (c > c0) {
-          const std::int64_t u = outer_start[c] - first;
-          if (outer_start[c] != outer_start[c - 1]) {
-            slide_column<1>(outer_sums + (u + outer - 1) * column_size,
-                            outer_sums + (u - 1) * column_size, total);
-          }
+          const std::int64_t o = outer_start[c] - first;
+          const bool outer_slides = outer_start[c] != outer_start[c - 1];
           if constexpr (Inner) {
+            // What joins first, then what goes.
             const std::int64_t g = inner_start[c] - first;
-            if (inner_start[c] != inner_start[c - 1]) {
-              slide_column<-1>(inner_sums + (g + inner - 1) * column_size,
-                               inner_sums + (g - 1) * column_size, total);
-            }
+            const bool inner_slides = inner_start[c] != inner_start[c - 1];
+            if (outer_slides) add_column<1>(outer_sums, o + outer - 1, total);
+            if (inner_slides) add_column<1>(inner_sums, g - 1, total);
+            const Squares before = squares(total);
+            if (outer_slides) add_column<-1>(outer_sums, o - 1, total);
+            if (inner_slides) add_column<-1>(inner_sums, g + inner - 1, total);
+            if (shrank(before, total)) total = window_sums(row, c);
+          } else if (outer_slides) {
+            add_column<1>(outer_sums, o + outer - 1, total);
+            const Squares before = squares(total);
+            add_column<-1>(outer_sums, o - 1, total);
+            if (shrank(before, total)) total = window_sums(row, c);
           }
         }
-        if (count) d = Divisors(count[c], ddof);
-        const V scale = S::set1(d.per_degree);
-        const V mean_scale = S::set1(d.per_sample * d.per_degree);
+        if (count) {
+          d = Divisors(count[c], ddof);
+          per_sample = S::set1(d.per_sample);
+          per_degree = S::set1(d.per_degree);
+          per_both = S::set1(d.per_sample * d.per_degree);
+        }
         V m[chunks];
         V p[products];
         V cov[products];
         MAHAL_UNROLL
-        for (int q = 0; q < chunks; ++q) m[q] = total.sample[q] * mean_scale;
+        for (int q = 0; q < chunks; ++q) m[q] = total.sample[q] * per_both;
         partners(m, p, Products{});
         MAHAL_UNROLL
         for (int i = 0; i < products; ++i) {
-          cov[i] = S::fnma(total.sample[i % chunks], p[i], total.product[i] * scale);
+          cov[i] = S::fnma(total.sample[i % chunks], p[i], total.product[i] * per_degree);
         }
+        // Rounding leaves no variance below zero; NaN passes.
+        MAHAL_UNROLL
+        for (int q = 0; q < chunks; ++q) cov[q] = S::max(V{}, cov[q]);
         store_diagonals(cov, diagonals + (c - begin) * buffer_size,
                         typename MakeIndices<spectrum * out_chunks>::type{});
         if (mean) {
           MAHAL_UNROLL
-          for (int q = 0; q < chunks; ++q) {
-            m[q] = S::fma(total.sample[q], S::set1(d.per_sample), o[q]);
-          }
+          for (int q = 0; q < chunks; ++q) m[q] = S::fma(total.sample[q], per_sample, centre[q]);
           write_mean(mean, m, bands);
           mean += mean_stride;
         }
@@ -443,7 +554,8 @@ struct PackedMap {
       for (int c = begin; c < end; ++c) {
         O diag[spectrum * out_chunks];
         MAHAL_UNROLL
-        for (int i = 0; i < spectrum * out_chunks; ++i) diag[i] = Out::load(diagonals + (c - begin) * buffer_size + i * out_lanes);
+        for (int i = 0; i < spectrum * out_chunks; ++i)
+          diag[i] = Out::load(diagonals + (c - begin) * buffer_size + i * out_lanes);
         O matrix[N * out_chunks];
         all_rows(diag, matrix, typename MakeIndices<out_chunks>::type{});
         if (whole) {
@@ -477,15 +589,13 @@ struct PackedMap {
   }
 };
 
-MAHAL_INLINE int rows_of(int bands) { return bands > 4 ? 8 : bands > 2 ? 4 : bands; }
-
 template <class T>
 std::size_t bytes(const LocalCovarianceBlock<T>& b) {
   if (b.pixels.bands <= 4) return PackedMap<T, 4>::bytes(b);
   if (b.pixels.bands <= 8) return PackedMap<T, 8>::bytes(b);
   const std::int64_t columns = tile_columns(b);
   const std::int64_t padded = b.pixels.padded;
-  const int R = rows_of(b.pixels.bands);
+  constexpr int R = 8;
   const std::int64_t band_rows = (b.band_end - b.band_begin + R - 1) / R * R;
   const std::int64_t windows = b.inner ? 2 : 1;
   const std::int64_t lines = 4 * columns * padded;
@@ -494,15 +604,19 @@ std::size_t bytes(const LocalCovarianceBlock<T>& b) {
   return sizeof(double) * static_cast<std::size_t>(lines + sums + squares + columns * padded);
 }
 
-template <class T, int R>
+// More bands: blocks of R rows by one vector of columns of the covariance are carried through the
+// tile one after the other.
+template <class T>
 struct Map {
+  static constexpr int R = 8;
+
   const LocalCovarianceBlock<T>& b;
   const int padded;
   const std::int64_t columns;
   double* entering[2];  // columns x padded, of the outer and the inner window
   double* leaving[2];
-  double* sums[2];     // per column: sum of the samples over the rows of the window
-  double* squares[2];  // per block and column: R x L sums of products
+  double* sums[2];         // per column: sum of the samples over the rows of the window
+  double* squares[2];      // per block and column: R x L sums of products
   double* pixel_sum_line;  // per pixel of the tile: sum of the samples of its window
   int blocks_per_row;
 
@@ -623,35 +737,12 @@ struct Map {
 
   using Narrow = Simd<float, L * 4 < 16 ? 16 : L * 4>;
 
-  template <int... I>
-  static MAHAL_INLINE typename Narrow::V convert(V v, Indices<I...>) {
-    return typename Narrow::V{static_cast<float>(v[I])...};
-  }
-  static MAHAL_INLINE typename Narrow::V narrow(V v) {
-    return convert(v, typename MakeIndices<L>::type{});
-  }
-  template <int... I>
-  static MAHAL_INLINE void stream_pair(float* p, typename Narrow::V a, typename Narrow::V b,
-                                       Indices<I...>) {
-    Simd<float, L * 8>::stream(p, __builtin_shufflevector(a, b, I...));
-  }
-
   // Writes R rows of L entries of one covariance of n bands.
   static MAHAL_INLINE void write(T* out, int n, int i0, int i_end, int j0, const V* c) {
-    if constexpr (sizeof(T) == 4 && L >= 4 && R % 2 == 0) {
-      if (n == L && i0 + R <= i_end) {
-        // Whole rows side by side: two make one full vector, stored past the cache.
-        MAHAL_UNROLL
-        for (int r = 0; r < R; r += 2) {
-          stream_pair(out + (i0 + r) * n, narrow(c[r]), narrow(c[r + 1]),
-                      typename MakeIndices<2 * L>::type{});
-        }
-        return;
-      }
-    }
     MAHAL_UNROLL
     for (int r = 0; r < R; ++r) {
-      if (i0 + r < i_end) write_row(out + static_cast<std::ptrdiff_t>(i0 + r) * n + j0, n - j0, c[r]);
+      if (i0 + r < i_end)
+        write_row(out + static_cast<std::ptrdiff_t>(i0 + r) * n + j0, n - j0, c[r]);
     }
   }
   static MAHAL_INLINE void write_row(T* p, int left, V v) {
@@ -660,13 +751,23 @@ struct Map {
         S::storeu(p, v);
         return;
       } else if constexpr (L >= 4) {
-        Narrow::storeu(p, narrow(v));
+        Narrow::storeu(p, S::narrow(v));
         return;
       }
     }
     MAHAL_UNROLL
     for (int k = 0; k < L; ++k)
       if (k < left) p[k] = static_cast<T>(v[k]);
+  }
+
+  // Zero in lane `lane`, if there is such a lane, and no bound elsewhere: rounding leaves no variance
+  // below zero. As the first argument of max it lets NaN through.
+  static MAHAL_INLINE V diagonal_floor(int lane) {
+    V v = S::set1(-__builtin_inf());
+    MAHAL_UNROLL
+    for (int l = 0; l < L; ++l)
+      if (l == lane) v[l] = 0;
+    return v;
   }
 
   // Slides one block of the covariance along a row of pixels.
@@ -690,7 +791,8 @@ struct Map {
     const double* const ie = entering[1];
     const double* const il = leaving[1];
     const int first = outer_start[c0];
-    T* out = b.covariance + (static_cast<std::int64_t>(row) * b.pixels.cols + c0) * b.covariance_stride;
+    T* out =
+        b.covariance + (static_cast<std::int64_t>(row) * b.pixels.cols + c0) * b.covariance_stride;
     const std::ptrdiff_t out_stride = b.covariance_stride;
     const double* sums_of_pixel = pixel_sum_line;
     Divisors d(b.samples, b.ddof);
@@ -731,14 +833,15 @@ struct Map {
       }
       if (count) d = Divisors(count[c], b.ddof);
       const V mj = S::load(sums_of_pixel + j0);
-      const V scale = S::set1(d.per_degree);
-      const V mean_scale = S::set1(d.per_sample * d.per_degree);
+      const V per_sample = S::set1(d.per_sample);
+      const V per_degree = S::set1(d.per_degree);
       const double* mi = sums_of_pixel + i0;
       V cov[R];
       MAHAL_UNROLL
       for (int r = 0; r < R; ++r) {
         // The product of the means first: it is the same either way round.
-        cov[r] = S::fnma(S::set1(mi[r]) * mj, mean_scale, total[r] * scale);
+        cov[r] = S::fnma(S::set1(mi[r]) * mj, per_sample, total[r]) * per_degree;
+        cov[r] = S::max(diagonal_floor(i0 + r - j0), cov[r]);
       }
       write(out, n, i0, i_end, j0, cov);
       out += out_stride;
@@ -775,8 +878,9 @@ struct Map {
       const double* is = Inner ? sums[1] + j0 : nullptr;
       const V offset = j0 < n ? S::loadu(b.offset + j0) : V{};
       double* sums_of_pixel = pixel_sum_line + j0;
-      T* out = b.mean ? b.mean + (static_cast<std::int64_t>(row) * b.pixels.cols + c0) * out_stride + j0
-                      : nullptr;
+      T* out =
+          b.mean ? b.mean + (static_cast<std::int64_t>(row) * b.pixels.cols + c0) * out_stride + j0
+                 : nullptr;
       V total{};
       for (int u = 0; u < outer; ++u) total = total + S::load(os + u * stride);
       if constexpr (Inner) {
@@ -858,14 +962,15 @@ void run_map(const LocalCovarianceBlock<T>& b) {
   } else if (b.pixels.bands <= 8) {
     PackedMap<T, 8>(b).run();
   } else {
-    Map<T, 8>(b).run();
+    Map<T>(b).run();
   }
 }
 
 }  // namespace
 
 template <>
-std::size_t LocalCovarianceKernel<current_isa>::scratch_bytes(const LocalCovarianceBlock<float>& b) {
+std::size_t LocalCovarianceKernel<current_isa>::scratch_bytes(
+    const LocalCovarianceBlock<float>& b) {
   return bytes(b);
 }
 template <>
