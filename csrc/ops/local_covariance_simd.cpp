@@ -49,7 +49,6 @@ struct PackedMap {
   static constexpr int products = N / 2 * chunks + half;
   static constexpr int column_size = (products + chunks) * L;  // products, then plain sums
   using Products = typename MakeIndices<products>::type;
-  using Chunks = typename MakeIndices<chunks>::type;
   using Lanes = typename MakeIndices<L>::type;
 
   // Columns moved down at a time, ahead of the pixels that need them: two short loops keep more of
@@ -876,7 +875,8 @@ struct Map {
     for (int j0 = 0; j0 < stride; j0 += L) {
       const double* os = sums[0] + j0;
       const double* is = Inner ? sums[1] + j0 : nullptr;
-      const V offset = j0 < n ? S::loadu(b.offset + j0) : V{};
+      V offset{};
+      for (int l = 0; l < L && j0 + l < n; ++l) offset[l] = b.offset[j0 + l];
       double* sums_of_pixel = pixel_sum_line + j0;
       T* out =
           b.mean ? b.mean + (static_cast<std::int64_t>(row) * b.pixels.cols + c0) * out_stride + j0
