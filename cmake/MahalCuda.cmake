@@ -15,12 +15,16 @@ if(NOT cuda_wanted MATCHES "^(AUTO|ON|OFF)$")
 endif()
 
 if(NOT cuda_wanted STREQUAL OFF)
+  # What an earlier run did not find may be there now.
+  if(DEFINED CMAKE_CUDA_COMPILER AND NOT CMAKE_CUDA_COMPILER)
+    unset(CMAKE_CUDA_COMPILER CACHE)
+  endif()
   # CMake itself looks on PATH and at CUDACXX only.
   if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
     find_program(MAHAL_NVCC nvcc HINTS ENV CUDA_PATH ENV CUDA_HOME PATHS /usr/local/cuda PATH_SUFFIXES bin)
     mark_as_advanced(MAHAL_NVCC)
     if(MAHAL_NVCC)
-      set(CMAKE_CUDA_COMPILER "${MAHAL_NVCC}")
+      set(ENV{CUDACXX} "${MAHAL_NVCC}")
     endif()
   endif()
   # An explicit list, as the check below would otherwise compile for the default of the toolkit.
