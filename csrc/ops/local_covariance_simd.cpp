@@ -1,6 +1,5 @@
-#include "ops/local_covariance_kernel.hpp"
-
 #include "core/pixels.hpp"
+#include "ops/local_covariance_kernel.hpp"
 
 namespace mahal {
 namespace {
@@ -102,7 +101,7 @@ struct PackedMap {
     const std::int64_t c = l.index[u];
     const T* p = l.data + c * l.col_stride;
     if (l.dense) {
-      MAHAL_UNROLL
+    MAHAL_UNROLL
       for (int q = 0; q < chunks; ++q) x[q] = S::widen(p + q * L) - offset[q];
       return;
     }
