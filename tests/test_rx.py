@@ -506,3 +506,44 @@ def test_bad_values(image: np.ndarray, params: dict[str, Any], argument: str) ->
 def test_bad_types(image: np.ndarray, params: dict[str, Any], argument: str) -> None:
     with pytest.raises(TypeError, match=rf"^rx: {argument}: .*, got .*$"):
         mahal.rx(image, **params)
+
+
+def test_progress_is_reported_and_its_errors_end_the_call() -> None:
+    image = random_scene((70, 40, 4), np.random.default_rng(23))
+    seen: list[tuple[int, int]] = []
+    plain = mahal.rx(image, window=(1, 5))
+    scores = mahal.rx(
+        image, window=(1, 5), threads=1, progress=lambda done, total: seen.append((done, total))
+    )
+    np.testing.assert_array_equal(scores, plain)
+    totals = {total for _, total in seen}
+    assert len(totals) == 1
+    assert [done for done, _ in seen] == list(range(1, totals.pop() + 1))
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mahal.rx(image, window=(1, 5), threads=1, progress=stop)
+    np.testing.assert_array_equal(mahal.rx(image, window=(1, 5)), plain)
+
+
+@pytest.mark.parametrize("window", [(3, 9), 11])
+@pytest.mark.parametrize("masked", [False, True])
+def test_float32_scores_keep_their_promise_where_windows_are_ill_conditioned(
+    window: Any, masked: bool
+) -> None:
+    # Smooth spectra whose differences all but vanish in the left half: a condition near 1e7 there,
+    # far beyond float32, while the whitening by the whole image knows the right half.
+    rng = np.random.default_rng(29)
+    image = np.cumsum(rng.standard_normal((80, 44, 24)), axis=2)
+    image[:, :22] = image[:, :22, :1] + 3e-3 * image[:, :22]
+    image[20:40, :22] += 40.0
+    image = image.astype(np.float32)
+    mask = rng.random(image.shape[:2]) > 0.1 if masked else None
+    exact, status = mahal.rx(image.astype(np.float64), window=window, mask=mask, return_status=True)
+    scores = mahal.rx(image, window=window, mask=mask)
+    regular = status == 0
+    assert regular.sum() > 3000
+    assert np.abs(scores - exact)[regular].max() > 0
+    assert (np.abs(scores - exact)[regular] <= 1e-3 * exact[regular]).all()

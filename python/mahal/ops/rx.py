@@ -105,9 +105,10 @@ def rx(
 
     Notes
     -----
-    Local scores are computed on the image whitened by G, in the dtype of the image; pixels with a
-    pivot below 1e-3 (float32) or 1e-9 (float64) of its diagonal entry are scored again in float64
-    from their own samples.
+    Local scores are computed on the image whitened by G, in the dtype of the image. The rounding
+    error of each is estimated from the factor and from the sums that made the covariance; where the
+    estimate exceeds 1e-3 (float32) or 1e-8 (float64) of the score, or a pivot all but vanishes, the
+    pixel or its block is scored again in float64.
 
     References
     ----------
