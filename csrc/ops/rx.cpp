@@ -182,7 +182,6 @@ Plan make_plan(Scratch& scratch, const RxParams& params, const TensorView& image
   const bool local = params.window.outer > 0;
   const bool fixed = is_given(covariance);
   p.factor = plan_factor(scratch, s.bands);
-  p.unloaded = scratch.take<double>(static_cast<std::int64_t>(s.padded) * s.padded);
   if (local) {
     p.tables = plan_windows(scratch, params.window, params.border, s.rows, s.cols);
     p.unusable = plan_counter(scratch, params.window, s.rows, s.cols);
@@ -198,6 +197,8 @@ Plan make_plan(Scratch& scratch, const RxParams& params, const TensorView& image
     p.background_moments = plan_moments(scratch, pixel_count(background), s.bands, threads);
   }
   const std::size_t statistics_done = scratch.mark();
+  p.unloaded = scratch.take<double>(static_cast<std::int64_t>(s.padded) * s.padded);
+  scratch.rewind(statistics_done);
   p.whiten_room = plan_whitening(scratch, s.bands, threads);
   scratch.rewind(statistics_done);
   if (local) {
@@ -509,9 +510,10 @@ void local_scores(const RxParams& params, const Plan& p, const Shape& s, const T
         block.image = static_cast<const T*>(p.whitened);
         block.rows = t.rows;
         block.cols = t.cols;
-        block.row_begin = t.rows_begin + static_cast<int>(task / groups) * strip_rows;
+        block.row_begin = t.rows_begin + static_cast<int>(task % strips) * strip_rows;
         block.row_end = std::min(t.rows_end, block.row_begin + strip_rows);
-        block.col_begin = t.cols_begin + static_cast<int>(task % groups) * lanes;
+        // The last group may be narrow: its short tasks come last, where they even out the load.
+        block.col_begin = t.cols_begin + static_cast<int>(task / strips) * lanes;
         block.col_end = t.cols_end;
         block.status = count ? p.moments.status : nullptr;
         block.status_stride = s.cols;

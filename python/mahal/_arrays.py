@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import operator
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ Array: TypeAlias = Any
 """A numpy, torch or cupy array; what comes back is of the kind that went in."""
 
 _ALIGNMENT = 64
+_LARGE = 4 << 20
 
 # Integers of any width become float32, as do the half-precision floats.
 _TO_FLOAT32 = [
@@ -200,6 +202,9 @@ def empty(like: Array, shape: Sequence[int], dtype: str) -> Array:
 
 def workspace(like: Array, size: int) -> Array:
     """Memory for the intermediate results of one call."""
+    if library_of(like) == "numpy" and size >= _LARGE:
+        # numpy asks for huge pages, which make memory resident that the kernels may never touch.
+        return np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)
     return empty(like, (size,), "uint8")
 
 
