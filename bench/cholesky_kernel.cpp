@@ -49,7 +49,7 @@ double seconds_per_matrix(int n, int rounds, int repeats) {
     t = now();
     for (int k = 0; k < rounds; ++k) {
       copy();
-      mahal::Interleaved<S> cholesky{work, ld, inverse, T(0), S::zero()};
+      mahal::Interleaved<S> cholesky{work, ld, inverse, T(0), nullptr, S::zero()};
       cholesky.template factor<false>(n);
       asm volatile("" ::: "memory");
     }
