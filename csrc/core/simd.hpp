@@ -199,6 +199,14 @@ struct Simd {
     return shift_up_impl<K>(v, typename MakeIndices<lanes>::type{});
   }
 
+  // The same value, which the compiler must keep in a register and not load once per use.
+  static MAHAL_INLINE V in_register(V v) {
+#if defined(__x86_64__)
+    __asm__("" : "+v"(v));
+#endif
+    return v;
+  }
+
   // Inclusive prefix sum over the lanes.
   static MAHAL_INLINE V prefix_sum(V v) {
     v = v + shift_up<1>(v);
@@ -258,6 +266,9 @@ struct Simd {
     storeu(p, v);
   }
 };
+
+// Asks for memory that is read a while later. Any address will do.
+MAHAL_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 MAHAL_INLINE void store_fence() {
 #if defined(__x86_64__)

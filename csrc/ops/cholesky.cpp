@@ -58,6 +58,9 @@ std::size_t worker_bytes(const CholeskyParams& params, const TensorView& a) {
   return (bytes + 63) / 64 * 64;
 }
 
+// Larger results do not fit into the caches and are written past them.
+constexpr std::int64_t streamed_bytes = 8 << 20;
+
 // Keeps a task near 10^5 operations, so that small matrices are not one task each.
 std::int64_t packs_per_task(int n) {
   return std::max<std::int64_t>(1, 32768 / (static_cast<std::int64_t>(n) * n));
@@ -171,6 +174,8 @@ void cholesky(const CholeskyParams& params, const TensorView& a, const TensorVie
           block.in =
               static_cast<const T*>(a.data) + run_offset(a, run) + first * common.matrix_stride;
           block.out = static_cast<T*>(factor.data) + matrix * size;
+          block.stream =
+              element_count(factor) * static_cast<std::int64_t>(sizeof(T)) > streamed_bytes;
           block.count = static_cast<int>(std::min<std::int64_t>(lanes, batch.inner - first));
           block.failed = static_cast<std::uint8_t*>(status.data) + matrix;
           block.scratch = memory + worker * static_cast<std::int64_t>(room);

@@ -18,6 +18,7 @@ struct CholeskyBlock {
   int count;
   T tolerance;  // smallest pivot, relative to its original diagonal entry
   T loading;    // times trace / n, added to the diagonal
+  bool stream;  // out need not stay in cache
   std::uint8_t* failed;
   void* scratch;  // scratch_bytes(), 64-byte aligned
 };

@@ -6,6 +6,8 @@ namespace {
 
 template <class T>
 struct Pack {
+  // Up to here the second-level cache holds the next pack too.
+  static constexpr std::ptrdiff_t near_elements = (1 << 18) / static_cast<int>(sizeof(T));
   using S = Simd<T>;
   using V = typename S::V;
   static constexpr int L = S::lanes;
@@ -14,6 +16,9 @@ struct Pack {
   const std::ptrdiff_t ld;
   T* const matrix;
   T* const inverse;
+  const std::ptrdiff_t size;
+  const bool stream;
+  const std::ptrdiff_t ahead;
 
   static std::ptrdiff_t leading(int n) { return n < L ? n : n | 1; }
   explicit Pack(const CholeskyBlock<T>& block)
@@ -21,17 +26,25 @@ struct Pack {
         n(block.n),
         ld(leading(block.n)),
         matrix(static_cast<T*>(block.scratch)),
-        inverse(matrix + n * ld * L) {}
+        inverse(matrix + n * ld * L),
+        size(static_cast<std::ptrdiff_t>(n) * n),
+        stream(b.stream && (n >= L ? n : n * n) % L == 0 &&
+               reinterpret_cast<std::uintptr_t>(b.out) % (L * sizeof(T)) == 0),
+        ahead(size * L <= near_elements ? L * b.matrix_stride : 4 * b.row_stride) {}
 
   const T* source(int lane) const {
     return b.in + (lane < b.count ? lane : b.count - 1) * b.matrix_stride;
   }
 
-  // L consecutive entries of every matrix, from element `from` on, to the vectors at `to`.
+  // L consecutive entries of every matrix, from element `from` on, to the vectors at `to`. The
+  // entries `ahead` are on their way from then on.
   MAHAL_INLINE void gather(std::ptrdiff_t from, T* to) const {
     V r[L];
     MAHAL_UNROLL
-    for (int l = 0; l < L; ++l) r[l] = S::loadu(source(l) + from);
+    for (int l = 0; l < L; ++l) {
+      r[l] = S::loadu(source(l) + from);
+      prefetch(source(l) + from + ahead);
+    }
     S::transpose(r);
     MAHAL_UNROLL
     for (int l = 0; l < L; ++l) S::store(to + l * L, r[l]);
@@ -42,10 +55,16 @@ struct Pack {
     MAHAL_UNROLL
     for (int l = 0; l < L; ++l) r[l] = l < kept ? S::load(from + l * L) : S::zero();
     S::transpose(r);
-    const std::ptrdiff_t size = static_cast<std::ptrdiff_t>(n) * n;
     MAHAL_UNROLL
     for (int l = 0; l < L; ++l)
-      if (l < b.count) S::storeu(b.out + l * size + to, r[l]);
+      if (l < b.count) put(b.out + l * size + to, r[l]);
+  }
+  MAHAL_INLINE void put(T* to, V v) const {
+    if (stream) {
+      S::stream(to, v);
+    } else {
+      S::storeu(to, v);
+    }
   }
 
   MAHAL_INLINE void load() const {
@@ -75,7 +94,6 @@ struct Pack {
   }
 
   MAHAL_INLINE void save() const {
-    const std::ptrdiff_t size = static_cast<std::ptrdiff_t>(n) * n;
     if (n >= L) {
       for (int i = 0; i < n; ++i) {
         int j = 0;
@@ -85,7 +103,9 @@ struct Pack {
         }
         for (int l = 0; l < b.count; ++l) {
           T* row = b.out + l * size + i * static_cast<std::ptrdiff_t>(n);
-          for (int k = j; k < n; ++k) row[k] = T(0);
+          int k = j;
+          for (; k + L <= n; k += L) put(row + k, S::zero());
+          for (; k < n; ++k) row[k] = T(0);
         }
       }
       return;
@@ -120,6 +140,7 @@ struct Pack {
     S::store(margin, cholesky.margin);
     for (int l = 0; l < b.count; ++l) b.failed[l] = !(margin[l] > T(0));
     save();
+    if (stream) store_fence();
   }
 };
 

@@ -135,16 +135,22 @@ struct LocalRx {
   template <int Plus, Pass P, int R>
   MAHAL_INLINE void slide_rows(int i, int j0, int j1, V reciprocal) const {
     constexpr int K = 2 * Plus;
-    const T* strips = mem + s.strips;
+    const T* const strips = mem + s.strips;
+    const T* const sums = mem + s.sums;
     V xi[R][K];
     V mean[R];
+    T* state[R];
+    T* matrix[R];
+    const T* base[R];
     MAHAL_UNROLL
     for (int r = 0; r < R; ++r) {
+      const std::ptrdiff_t row = i + r;
       MAHAL_UNROLL
-      for (int k = 0; k < K; ++k) {
-        xi[r][k] = S::load(strips + (static_cast<std::ptrdiff_t>(i + r) * K + k) * L);
-      }
-      mean[r] = S::load(mem + s.sums + (i + r) * L) * reciprocal;
+      for (int k = 0; k < K; ++k) xi[r][k] = S::load(strips + (row * K + k) * L);
+      mean[r] = S::load(sums + row * L) * reciprocal;
+      state[r] = mem + s.state + row * (row + 1) / 2 * L;
+      matrix[r] = mem + s.matrix + row * s.ld * L;
+      base[r] = mem + s.base + row * b.padded;
     }
     for (int j = j0; j < j1; ++j) {
       const T* xj = strips + static_cast<std::ptrdiff_t>(j) * K * L;
@@ -154,8 +160,9 @@ struct LocalRx {
       for (int r = 0; r < R; ++r) plus[r] = minus[r] = S::zero();
       MAHAL_UNROLL
       for (int k = 0; k < Plus; ++k) {
-        const V p = S::load(xj + k * L);
-        const V m = S::load(xj + (Plus + k) * L);
+        // One load each for all rows: the loads are what this loop waits for.
+        const V p = S::in_register(S::load(xj + k * L));
+        const V m = S::in_register(S::load(xj + (Plus + k) * L));
         MAHAL_UNROLL
         for (int r = 0; r < R; ++r) {
           plus[r] = S::fma(xi[r][k], p, plus[r]);
@@ -164,18 +171,15 @@ struct LocalRx {
       }
       MAHAL_UNROLL
       for (int r = 0; r < R; ++r) {
-        const std::ptrdiff_t row = i + r;
-        T* state = mem + s.state + (row * (row + 1) / 2 + j) * L;
         V v = plus[r] - minus[r];
-        if constexpr (P == Pass::more || P == Pass::last) v = v + S::load(state);
+        if constexpr (P == Pass::more || P == Pass::last) v = v + S::load(state[r] + j * L);
         if constexpr (P == Pass::last || P == Pass::step) {
-          v = S::prefix_sum(v) + S::set1(mem[s.base + row * b.padded + j]);
+          v = S::prefix_sum(v) + S::set1(base[r][j]);
         }
-        if constexpr (P == Pass::step) v = v + S::load(state);
-        S::store(state, v);
+        if constexpr (P == Pass::step) v = v + S::load(state[r] + j * L);
+        S::store(state[r] + j * L, v);
         if constexpr (P == Pass::last || P == Pass::step) {
-          S::store(mem + s.matrix + (row * s.ld + j) * L,
-                   S::fnma(mean[r], S::load(mem + s.sums + j * L), v));
+          S::store(matrix[r] + j * L, S::fnma(mean[r], S::load(sums + j * L), v));
         }
       }
     }

@@ -200,6 +200,56 @@ def empty(like: Array, shape: Sequence[int], dtype: str) -> Array:
     return memory[start : start + size].view(kind).reshape(tuple(shape))
 
 
+def _extent(array: Array) -> tuple[int, int]:
+    """First and last address, one past the end, of the elements of an array."""
+    library = library_of(array)
+    if library == "numpy":
+        start, item, strides = array.ctypes.data, 1, array.strides
+    elif library == "torch":
+        start, item, strides = array.data_ptr(), array.element_size(), array.stride()
+    else:
+        start, item, strides = array.data.ptr, 1, array.strides
+    size = array.element_size() if library == "torch" else array.itemsize
+    steps = [item * step * (n - 1) for n, step in zip(array.shape, strides, strict=True)]
+    low = start + sum(step for step in steps if step < 0)
+    return low, start + sum(step for step in steps if step > 0) + size
+
+
+def as_output(op: str, argument: str, out: Any, like: Array, shape: Sequence[int]) -> Array:
+    """``out`` where it can take a result of this shape made from ``like``, or a new array."""
+    if out is None:
+        return empty(like, shape, dtype_name(like))
+    library = check_array(op, argument, out)
+    if library != library_of(like):
+        raise TypeError(
+            f"{op}: {argument}: must come from the library of the other arrays "
+            f"({library_of(like)}), got {library}"
+        )
+    if dtype_name(out) != dtype_name(like):
+        raise TypeError(f"{op}: {argument}: must be {dtype_name(like)}, got {dtype_name(out)}")
+    if tuple(out.shape) != tuple(shape):
+        raise ValueError(
+            f"{op}: {argument}: must have shape {tuple(shape)}, got {tuple(out.shape)}"
+        )
+    if library == "torch":
+        good = out.is_contiguous() and out.device == like.device
+    else:
+        good = out.flags.c_contiguous and (library == "cupy" or out.flags.writeable)
+    if not good:
+        raise ValueError(
+            f"{op}: {argument}: must be contiguous, writable and on the device of the other "
+            "arrays, got one that is not"
+        )
+    if 0 not in out.shape and 0 not in like.shape:
+        first, second = _extent(out), _extent(like)
+        if first[0] < second[1] and second[0] < first[1]:
+            raise ValueError(
+                f"{op}: {argument}: must not overlap the argument it is made from, "
+                "got one that does"
+            )
+    return out
+
+
 def workspace(like: Array, size: int) -> Array:
     """Memory for the intermediate results of one call."""
     if library_of(like) == "numpy" and size >= _LARGE:

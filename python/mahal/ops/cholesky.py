@@ -7,9 +7,9 @@ from mahal._arrays import (
     Array,
     SingularError,
     as_float,
+    as_output,
     as_threads,
     check_choice,
-    dtype_name,
     empty,
     stream,
     to_host,
@@ -18,7 +18,12 @@ from mahal._arrays import (
 
 
 def cholesky(
-    a: Array, *, loading: float = 0.0, singular: str = "raise", threads: int | None = None
+    a: Array,
+    *,
+    loading: float = 0.0,
+    singular: str = "raise",
+    out: Array | None = None,
+    threads: int | None = None,
 ) -> Array:
     """Lower triangular L with ``L L^T = a + loading * trace(a) / n * I`` for every matrix.
 
@@ -32,6 +37,9 @@ def cholesky(
         What happens to matrices that are not positive definite to working precision (a pivot not
         above ``n * eps`` times its diagonal entry) or not finite: `SingularError`, or factors of
         NaN. The other matrices of the batch are untouched either way.
+    out : (..., n, n) array, optional
+        Contiguous array of the library, device and dtype of ``a`` that takes the result. Saves
+        the memory manager's time where factors of one shape are made again and again.
     threads : int, optional
         CPU threads; the result does not depend on it.
 
@@ -56,7 +64,7 @@ def cholesky(
         raise ValueError(f"{op}: a: must have shape (..., n, n) with n > 0, got {shape}")
     if not 0 <= loading < float("inf"):
         raise ValueError(f"{op}: loading: must be finite and not negative, got {loading!r}")
-    factor = empty(a, shape, dtype_name(a))
+    factor = as_output(op, "out", out, a, shape)
     status = empty(a, shape[:-2], "uint8")
     if 0 in shape:
         return factor

@@ -9,12 +9,11 @@ from mahal._arrays import (
     Array,
     as_float,
     as_mask,
+    as_output,
     as_threads,
     as_window,
     check_choice,
     check_rank,
-    dtype_name,
-    empty,
     stream,
     workspace,
 )
@@ -28,6 +27,7 @@ def local_covariance(
     ddof: int = 1,
     estimator: str = "scm",
     mask: Array | None = None,
+    out: tuple[Array, Array] | None = None,
     threads: int | None = None,
 ) -> tuple[Array, Array]:
     """Mean and covariance of the window of every pixel.
@@ -49,6 +49,9 @@ def local_covariance(
         Sample covariance.
     mask : (rows, cols) bool array, optional
         True where a pixel is used as a sample.
+    out : (mean, covariance), optional
+        Two contiguous arrays of the shapes below, of the library, device and dtype of the image,
+        that take the result.
     threads : int, optional
         CPU threads; the result does not depend on it.
 
@@ -85,13 +88,24 @@ def local_covariance(
         raise ValueError(f"{op}: ddof: must not be negative, got {ddof}")
     count = as_threads(op, threads)
     rows, cols, bands = image.shape
-    dtype = dtype_name(image)
+    scales = (len(windows),) if several else ()
+    if out is not None and (not isinstance(out, tuple) or len(out) != 2):
+        raise TypeError(f"{op}: out: must be a tuple (mean, covariance), got {type(out).__name__}")
+    means, covariances = (None, None) if out is None else out
+    mean = as_output(op, "out[0]", means, image, (rows, cols, *scales, bands))
+    covariance = as_output(op, "out[1]", covariances, image, (rows, cols, *scales, bands, bands))
     memory = workspace(image, _core.local_covariance_workspace(image, windows, border, ddof, count))
-    mean = empty(image, (rows, cols, len(windows), bands), dtype)
-    covariance = empty(image, (rows, cols, len(windows), bands, bands), dtype)
+    full = (rows, cols, len(windows), bands)
     _core.local_covariance(
-        image, mask, mean, covariance, memory, windows, border, ddof, count, stream(image)
+        image,
+        mask,
+        mean.reshape(full),
+        covariance.reshape((*full, bands)),
+        memory,
+        windows,
+        border,
+        ddof,
+        count,
+        stream(image),
     )
-    if several:
-        return mean, covariance
-    return mean[:, :, 0], covariance[:, :, 0]
+    return mean, covariance

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from mahal import _core
-from mahal._arrays import Array, as_threads, dtype_name, empty, stream, workspace
+from mahal._arrays import Array, as_output, as_threads, stream, workspace
 from mahal.ops._fixed import fixed_background
 
 
-def whiten(x: Array, mean: Array, covariance: Array, *, threads: int | None = None) -> Array:
+def whiten(
+    x: Array,
+    mean: Array,
+    covariance: Array,
+    *,
+    out: Array | None = None,
+    threads: int | None = None,
+) -> Array:
     """Whitened spectra ``L^-1 (x - mean)`` with ``covariance = L L^T``, L lower triangular.
 
     Parameters
@@ -17,6 +24,8 @@ def whiten(x: Array, mean: Array, covariance: Array, *, threads: int | None = No
     mean : (bands,) array
     covariance : (bands, bands) array
         Symmetric and positive definite. Mean and covariance have the dtype of ``x`` or float64.
+    out : array of the shape of ``x``, optional
+        Contiguous array of the library, device and float dtype of ``x`` that takes the result.
     threads : int, optional
         CPU threads; the result does not depend on it.
 
@@ -36,7 +45,7 @@ def whiten(x: Array, mean: Array, covariance: Array, *, threads: int | None = No
     op = "whiten"
     pixels, mean, covariance = fixed_background(op, x, mean, covariance)
     count = as_threads(op, threads)
-    y = empty(pixels, tuple(x.shape), dtype_name(pixels))
+    y = as_output(op, "out", out, pixels, tuple(x.shape))
     if 0 in x.shape:
         return y
     memory = workspace(pixels, _core.whiten_workspace(pixels, count))
