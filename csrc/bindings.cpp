@@ -145,9 +145,10 @@ std::size_t mean_covariance_workspace(const Array& x, int threads) {
 }
 
 void mean_covariance(const Array& x, const Array& mask, const Array& mean, const Array& covariance,
-                     const Array& workspace, double ddof, int threads, std::uintptr_t stream) {
+                     const Array& workspace, double ddof, bool center, int threads,
+                     std::uintptr_t stream) {
   const Unlock unlock;
-  mahal::mean_covariance({ddof}, x, mask, mean, covariance, workspace_of(workspace),
+  mahal::mean_covariance({ddof, center}, x, mask, mean, covariance, workspace_of(workspace),
                          execution_of(threads, stream));
 }
 
@@ -155,26 +156,29 @@ struct LocalCovariance {
   std::vector<mahal::Window> windows;
   mahal::LocalCovarianceParams params;
 
-  LocalCovariance(const std::vector<Sides>& sides, const std::string& border, int ddof) {
+  LocalCovariance(const std::vector<Sides>& sides, const std::string& border, int ddof,
+                  bool center) {
     for (const Sides& pair : sides) windows.push_back(window_of(pair));
     params.windows = windows.data();
     params.window_count = static_cast<int>(windows.size());
     params.border = border_from_name("local_covariance", border);
     params.ddof = ddof;
+    params.center = center;
   }
 };
 
 std::size_t local_covariance_workspace(const Array& image, const std::vector<Sides>& windows,
-                                       const std::string& border, int ddof, int threads) {
-  const LocalCovariance call(windows, border, ddof);
+                                       const std::string& border, int ddof, bool center,
+                                       int threads) {
+  const LocalCovariance call(windows, border, ddof, center);
   return mahal::local_covariance_workspace(call.params, image, threads);
 }
 
 void local_covariance(const Array& image, const Array& mask, const Array& mean,
                       const Array& covariance, const Array& workspace,
                       const std::vector<Sides>& windows, const std::string& border, int ddof,
-                      int threads, std::uintptr_t stream) {
-  const LocalCovariance call(windows, border, ddof);
+                      bool center, int threads, std::uintptr_t stream) {
+  const LocalCovariance call(windows, border, ddof, center);
   const Unlock unlock;
   mahal::local_covariance(call.params, image, mask, mean, covariance, workspace_of(workspace),
                           execution_of(threads, stream));
@@ -212,17 +216,18 @@ void mahalanobis(const Array& x, const Array& mean, const Array& covariance, con
                      execution_of(threads, stream));
 }
 
-mahal::RxParams rx_params(Sides window, const std::string& border, bool load) {
+mahal::RxParams rx_params(Sides window, const std::string& border, bool load, bool center) {
   mahal::RxParams params;
   params.window = window_of(window);
   params.border = border_from_name("rx", border);
   params.singular = load ? mahal::Singular::load : mahal::Singular::nan;
+  params.center = center;
   return params;
 }
 
 std::size_t rx_workspace(const Array& image, const Array& background, const Array& covariance,
-                         Sides window, const std::string& border, int threads) {
-  return mahal::rx_workspace(rx_params(window, border, true), image, background, covariance,
+                         Sides window, const std::string& border, bool center, int threads) {
+  return mahal::rx_workspace(rx_params(window, border, true, center), image, background, covariance,
                              threads);
 }
 
@@ -236,9 +241,9 @@ void report_progress(void* context, std::int64_t done, std::int64_t total) {
 
 void rx(const Array& image, const Array& background, const Array& covariance, const Array& mask,
         const Array& score, const Array& status, const Array& workspace, Sides window,
-        const std::string& border, bool load, int threads, std::uintptr_t stream,
+        const std::string& border, bool load, bool center, int threads, std::uintptr_t stream,
         py::object progress, const Array& ticks) {
-  mahal::RxParams params = rx_params(window, border, load);
+  mahal::RxParams params = rx_params(window, border, load, center);
   params.progress = {&report_progress, &progress};
   params.ticks = static_cast<std::uint64_t*>(ticks.view().data);
   const Unlock unlock;

@@ -244,7 +244,7 @@ def test_bad_values(image: np.ndarray, window: Any, params: dict[str, Any], argu
 @pytest.mark.parametrize(
     ("image", "window", "params", "argument"),
     [
-        (IMAGE.astype(complex), 3, {}, "image"),
+        (IMAGE, 3, {"center": 1}, "center"),
         (IMAGE, 3.0, {}, "window"),
         (IMAGE, "3", {}, "window"),
         (IMAGE, 3, {"mask": np.ones((9, 12))}, "mask"),

@@ -123,7 +123,7 @@ def test_bad_values(x: Any, mean: Any, covariance: Any, argument: str) -> None:
 @pytest.mark.parametrize(
     ("x", "mean", "covariance", "argument"),
     [
-        (X.astype(complex), MEAN, COVARIANCE, "x"),
+        (X.astype(complex), MEAN, COVARIANCE, "mean"),
         (X, MEAN.astype(int), COVARIANCE, "mean"),
         (X, MEAN, COVARIANCE.astype(int), "covariance"),
     ],

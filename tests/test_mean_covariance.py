@@ -127,7 +127,7 @@ def test_bad_values(x: np.ndarray, params: dict[str, Any], argument: str) -> Non
 @pytest.mark.parametrize(
     ("x", "params", "argument"),
     [
-        (np.ones((5, 3), dtype=complex), {}, "x"),
+        (np.ones((5, 3)), {"center": 1}, "center"),
         (np.ones((5, 3), dtype=object), {}, "x"),
         (np.ones((4, 5, 3)), {"mask": np.ones((4, 5))}, "mask"),
     ],

@@ -492,7 +492,7 @@ def test_bad_values(image: np.ndarray, params: dict[str, Any], argument: str) ->
 @pytest.mark.parametrize(
     ("image", "params", "argument"),
     [
-        (IMAGE.astype(complex), {}, "image"),
+        (IMAGE, {"center": 1}, "center"),
         (IMAGE > 0, {}, "image"),
         (IMAGE.astype(object), {}, "image"),
         (IMAGE, {"window": 5.0}, "window"),

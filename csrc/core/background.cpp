@@ -78,10 +78,10 @@ void load_first_usable(const MomentBlock<T>& b, std::int64_t pixels, double* spe
     const T* pixel = list.data + i / list.cols * list.row_stride + i % list.cols * list.col_stride;
     bool finite = true;
     for (int j = 0; j < list.bands && finite; ++j)
-      finite = std::isfinite(pixel[j * list.band_stride]);
+      finite = std::isfinite(pixel[band_offset(list, j)]);
     if (!finite) continue;
     for (int j = 0; j < list.bands; ++j) {
-      spectrum[j] = static_cast<double>(pixel[j * list.band_stride]);
+      spectrum[j] = static_cast<double>(pixel[band_offset(list, j)]);
     }
     return;
   }
@@ -115,11 +115,33 @@ void compute_mean(Moments& m, const TensorView& x, const TensorView& mask, int t
   }
 }
 
-bool compute_moments(Moments& m, const TensorView& x, const TensorView& mask, double ddof,
-                     int threads) {
+namespace {
+
+// From the products of the real and imaginary parts to z z^H.
+void make_hermitian(double* covariance, int bands, std::int64_t padded) {
+  for (int i = 0; i < bands; i += 2) {
+    double* even = covariance + i * padded;
+    double* odd = even + padded;
+    for (int j = 0; j <= i; j += 2) {
+      const double real = even[j] + odd[j + 1];
+      // Only the lower triangle is there.
+      const double imaginary = i == j ? 0.0 : odd[j] - even[j + 1];
+      even[j] = odd[j + 1] = real;
+      odd[j] = imaginary;
+      even[j + 1] = -imaginary;
+    }
+  }
+}
+
+}  // namespace
+
+bool compute_moments(Moments& m, const TensorView& x, const TensorView& mask,
+                     const Normalization& normalization, int threads) {
   compute_mean(m, x, mask, threads);
-  const double degrees = static_cast<double>(m.count) - ddof;
+  const bool center = normalization.center;
+  const double degrees = static_cast<double>(m.count) - (center ? normalization.ddof : 0.0);
   if (!(degrees > 0)) return false;
+  if (!center) std::fill_n(m.mean, m.padded, 0.0);
   dispatch_float(x.dtype, [&]<class T>() {
     dispatch_isa([&]<Isa I>() {
       parallel_for(threads, m.chunks, [&](std::int64_t chunk, int worker) {
@@ -142,9 +164,11 @@ bool compute_moments(Moments& m, const TensorView& x, const TensorView& mask, do
       for (std::int64_t chunk = 0; chunk < m.chunks; ++chunk) {
         sum += m.chunk_grams[(chunk * padded + i) * padded + j];
       }
-      m.covariance[i * padded + j] = (sum - rest[i] * rest[j] / samples) / degrees;
+      if (center) sum -= rest[i] * rest[j] / samples;
+      m.covariance[i * padded + j] = sum / degrees;
     }
   }
+  if (is_complex(x.dtype)) make_hermitian(m.covariance, real_bands(x), padded);
   return true;
 }
 
@@ -164,25 +188,41 @@ bool factor_covariance(const Factor& factor, int bands) {
 }
 
 void load_covariance(const char* op, const Factor& factor, const TensorView& covariance) {
+  const bool hermitian = is_complex(covariance.dtype);
   const std::int64_t bands = covariance.shape[0];
   dispatch_float(covariance.dtype, [&]<class T>() {
     const T* data = static_cast<const T*>(covariance.data);
-    const auto at = [&](std::int64_t i, std::int64_t j) {
-      return static_cast<double>(data[i * covariance.strides[0] + j * covariance.strides[1]]);
+    const auto part = [&](std::int64_t i, std::int64_t j, int which) {
+      const std::int64_t at = i * covariance.strides[0] + j * covariance.strides[1];
+      return static_cast<double>(data[hermitian ? 2 * at + which : at]);
+    };
+    const auto real = [&](std::int64_t i, std::int64_t j) { return part(i, j, 0); };
+    const auto imaginary = [&](std::int64_t i, std::int64_t j) {
+      return hermitian ? part(i, j, 1) : 0.0;
     };
     const double rounding = 64.0 * static_cast<double>(std::numeric_limits<T>::epsilon());
     for (std::int64_t i = 0; i < bands; ++i) {
       for (std::int64_t j = 0; j <= i; ++j) {
-        factor.lower[i * factor.padded + j] = at(i, j);
-        if (std::abs(at(i, j) - at(j, i)) > rounding * std::sqrt(std::abs(at(i, i) * at(j, j)))) {
-          throw_value_error(op, "covariance", "must be symmetric",
+        if (hermitian) {
+          double* even = factor.lower + 2 * i * factor.padded + 2 * j;
+          double* odd = even + factor.padded;
+          even[0] = odd[1] = real(i, j);
+          odd[0] = imaginary(i, j);
+          even[1] = -odd[0];
+        } else {
+          factor.lower[i * factor.padded + j] = real(i, j);
+        }
+        const double difference =
+            std::hypot(real(i, j) - real(j, i), imaginary(i, j) + imaginary(j, i));
+        if (difference > rounding * std::sqrt(std::abs(real(i, i) * real(j, j)))) {
+          throw_value_error(op, "covariance", hermitian ? "must be Hermitian" : "must be symmetric",
                             "entries (" + std::to_string(i) + ", " + std::to_string(j) + ") and (" +
                                 std::to_string(j) + ", " + std::to_string(i) + ") that differ");
         }
       }
     }
   });
-  if (!factor_covariance(factor, static_cast<int>(bands))) {
+  if (!factor_covariance(factor, real_bands(covariance))) {
     throw_value_error(op, "covariance", "must be positive definite to working precision",
                       "a singular or non-finite matrix");
   }
@@ -190,12 +230,12 @@ void load_covariance(const char* op, const Factor& factor, const TensorView& cov
 
 void load_fixed_background(const char* op, const FixedBackground& background,
                            const TensorView& mean, const TensorView& covariance) {
-  const int bands = static_cast<int>(covariance.shape[0]);
+  const int bands = real_bands(mean);
   std::fill_n(background.mean, padded_bands(bands), 0.0);
   dispatch_float(mean.dtype, [&]<class T>() {
+    const PixelList<T> list = pixel_list<T>(mean);
     for (int j = 0; j < bands; ++j) {
-      background.mean[j] =
-          static_cast<double>(static_cast<const T*>(mean.data)[j * mean.strides[0]]);
+      background.mean[j] = static_cast<double>(list.data[band_offset(list, j)]);
     }
   });
   load_covariance(op, background.factor, covariance);

@@ -15,6 +15,11 @@ inline constexpr std::int64_t pixels_per_task = 512;
 
 constexpr int padded_bands(std::int64_t bands) { return static_cast<int>((bands + 15) / 16 * 16); }
 
+// Bands as the kernels count them: two for every complex one.
+inline int real_bands(const TensorView& x) {
+  return static_cast<int>(x.shape[x.rank - 1]) * (is_complex(x.dtype) ? 2 : 1);
+}
+
 // Last axis: bands. The axes before it, at most two, are pixels.
 template <class T>
 PixelList<T> pixel_list(const TensorView& x) {
@@ -24,7 +29,13 @@ PixelList<T> pixel_list(const TensorView& x) {
   list.row_stride = x.rank == 3 ? x.strides[0] : 0;
   list.col_stride = x.rank >= 2 ? x.strides[x.rank - 2] : 0;
   list.band_stride = x.strides[x.rank - 1];
-  list.bands = static_cast<int>(x.shape[x.rank - 1]);
+  if (is_complex(x.dtype)) {
+    list.row_stride *= 2;
+    list.col_stride *= 2;
+    list.parts = list.band_stride == 1 || x.shape[x.rank - 1] == 1 ? 0 : 1;
+    list.band_stride = list.parts ? 2 * list.band_stride : 1;
+  }
+  list.bands = real_bands(x);
   list.padded = padded_bands(list.bands);
   return list;
 }
@@ -36,7 +47,9 @@ inline std::int64_t pixel_count(const TensorView& x) {
 }
 
 struct Moments {
-  // Results.
+  // Results. A Hermitian covariance S of complex bands stands in its real form, which is symmetric
+  // too: Re S_jk at (2j, 2k) and (2j + 1, 2k + 1), Im S_jk at (2j + 1, 2k), its negative at
+  // (2j, 2k + 1). Its Cholesky factor is the real form of that of S.
   double* mean;          // padded
   double* covariance;    // padded x padded, lower triangle
   std::uint8_t* status;  // per pixel: status_ok, status_nonfinite or status_masked
@@ -53,10 +66,16 @@ struct Moments {
 Moments plan_moments(Scratch& scratch, std::int64_t pixels, int bands, int threads);
 // Status of every pixel, and count and mean of the usable ones.
 void compute_mean(Moments& moments, const TensorView& x, const TensorView& mask, int threads);
-// The same, and the sum of the centred products divided by count - ddof. False, with a covariance
-// left unset, when count - ddof is not positive.
-bool compute_moments(Moments& moments, const TensorView& x, const TensorView& mask, double ddof,
-                     int threads);
+// The divisor of the products: with `center` the mean is estimated and the divisor is the number of
+// samples less ddof, otherwise the mean is zero by assumption and the divisor is the number.
+struct Normalization {
+  double ddof = 1;
+  bool center = true;
+};
+// The same, and the sum of the products about the mean over its divisor. False, with a covariance
+// left unset, when the divisor is not positive.
+bool compute_moments(Moments& moments, const TensorView& x, const TensorView& mask,
+                     const Normalization& normalization, int threads);
 
 struct Factor {
   double* lower;  // padded leading dimension
@@ -67,8 +86,8 @@ struct Factor {
 Factor plan_factor(Scratch& scratch, int bands);
 // In place; false when a pivot is not above `smallest_pivot` of its diagonal entry.
 bool factor_covariance(const Factor& factor, int bands);
-// Reads a bands x bands float32 or float64 matrix and factors it. Throws ValueError in the name of
-// `op` when it is not symmetric or not positive definite.
+// Reads a bands x bands matrix and factors it. Throws ValueError in the name of `op` when it is not
+// symmetric (Hermitian) or not positive definite.
 void load_covariance(const char* op, const Factor& factor, const TensorView& covariance);
 
 // In the units of the image, where covariances of real scenes go down to 1e-9.

@@ -10,12 +10,15 @@
 
 namespace mahal {
 
-// function.template operator()<float or double>(). The op has checked the dtype.
+// function.template operator()<float or double>(), of the parts where the dtype is complex. The op
+// has checked the dtype.
 template <class F>
 decltype(auto) dispatch_float(DType dtype, F&& function) {
-  if (dtype == DType::f64) return std::forward<F>(function).template operator()<double>();
-  if (dtype == DType::f32) return std::forward<F>(function).template operator()<float>();
-  throw_type_error("", "array", "must have dtype float32 or float64", dtype_name(dtype));
+  if (real_dtype(dtype) == DType::f64)
+    return std::forward<F>(function).template operator()<double>();
+  if (real_dtype(dtype) == DType::f32)
+    return std::forward<F>(function).template operator()<float>();
+  throw_type_error("", "array", "must be of floating point", dtype_name(dtype));
 }
 
 // function.template operator()<Isa>() for the active instruction set.

@@ -9,7 +9,7 @@ inline void check_pixels(const char* op, const char* argument, const TensorView&
                          std::initializer_list<int> ranks) {
   check_given(op, argument, x);
   check_rank(op, argument, x, ranks);
-  check_dtype(op, argument, x, {DType::f32, DType::f64});
+  check_dtype(op, argument, x, {DType::f32, DType::f64, DType::c64, DType::c128});
   check_not_empty(op, argument, x);
 }
 
@@ -29,13 +29,14 @@ inline void check_mask(const char* op, const TensorView& mask, const TensorView&
 inline void check_mean_and_covariance(const char* op, const TensorView& x, const TensorView& mean,
                                       const TensorView& covariance) {
   const std::int64_t bands = x.shape[x.rank - 1];
+  const DType precise = is_complex(x.dtype) ? DType::c128 : DType::f64;
   if (is_given(mean)) {
-    check_dtype(op, "mean", mean, {x.dtype, DType::f64});
+    check_dtype(op, "mean", mean, {x.dtype, precise});
     check_shape(op, "mean", mean, {bands});
     check_same_device(op, "mean", mean, "x", x);
   }
   check_given(op, "covariance", covariance);
-  check_dtype(op, "covariance", covariance, {x.dtype, DType::f64});
+  check_dtype(op, "covariance", covariance, {x.dtype, precise});
   check_shape(op, "covariance", covariance, {bands, bands});
   check_same_device(op, "covariance", covariance, "x", x);
 }

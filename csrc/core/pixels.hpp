@@ -24,14 +24,13 @@ MAHAL_INLINE void load_centred(const PixelList<T>& p, const T* src, const double
   constexpr int L = S::lanes;
   const int bands = p.bands;
   const int padded = p.padded;
-  const std::ptrdiff_t stride = p.band_stride;
   int j = 0;
-  if (stride == 1) {
+  if (p.band_stride == 1) {
     for (; j + L <= bands; j += L) {
       S::store(dst + j, S::widen(src + j) - S::loadu(offset + j));
     }
   }
-  for (; j < bands; ++j) dst[j] = static_cast<double>(src[j * stride]) - offset[j];
+  for (; j < bands; ++j) dst[j] = static_cast<double>(src[band_offset(p, j)]) - offset[j];
   for (; j < padded; ++j) dst[j] = 0;
 }
 

@@ -21,11 +21,13 @@ constexpr const char* op = "cholesky";
 
 void check_input(const TensorView& a) {
   check_given(op, "a", a);
-  check_dtype(op, "a", a, {DType::f32, DType::f64});
+  check_dtype(op, "a", a, {DType::f32, DType::f64, DType::c64, DType::c128});
   if (a.rank < 2 || a.shape[a.rank - 1] != a.shape[a.rank - 2] || a.shape[a.rank - 1] == 0) {
     throw_value_error(op, "a", "must have shape (..., n, n) with n > 0", shape_text(a));
   }
 }
+
+std::int64_t elements_per_entry(const TensorView& a) { return is_complex(a.dtype) ? 2 : 1; }
 
 struct Batch {
   std::int64_t outer = 1;  // runs of matrices
@@ -43,9 +45,11 @@ template <class T>
 CholeskyBlock<T> block_of(const CholeskyParams& params, const TensorView& a) {
   CholeskyBlock<T> block{};
   block.n = static_cast<int>(a.shape[a.rank - 1]);
-  block.matrix_stride = a.rank >= 3 ? a.strides[a.rank - 3] : 0;
-  block.row_stride = a.strides[a.rank - 2];
-  block.col_stride = a.strides[a.rank - 1];
+  block.hermitian = is_complex(a.dtype);
+  const std::int64_t entry = elements_per_entry(a);
+  block.matrix_stride = a.rank >= 3 ? entry * a.strides[a.rank - 3] : 0;
+  block.row_stride = entry * a.strides[a.rank - 2];
+  block.col_stride = entry * a.strides[a.rank - 1];
   block.tolerance = static_cast<T>(block.n) * std::numeric_limits<T>::epsilon();
   block.loading = static_cast<T>(params.loading);
   return block;
@@ -67,10 +71,14 @@ std::int64_t packs_per_task(int n) {
 }
 
 template <class T>
-bool lower_is_finite(const T* a, std::ptrdiff_t rows, std::ptrdiff_t cols, int n) {
-  for (int i = 0; i < n; ++i)
-    for (int j = 0; j <= i; ++j)
-      if (!std::isfinite(a[i * rows + j * cols])) return false;
+bool lower_is_finite(const CholeskyBlock<T>& b, const T* a) {
+  for (int i = 0; i < b.n; ++i)
+    for (int j = 0; j <= i; ++j) {
+      const T* entry = a + i * b.row_stride + j * b.col_stride;
+      if (!std::isfinite(entry[0])) return false;
+      // The diagonal is real by definition.
+      if (b.hermitian && j < i && !std::isfinite(entry[1])) return false;
+    }
   return true;
 }
 
@@ -146,6 +154,9 @@ void cholesky(const CholeskyParams& params, const TensorView& a, const TensorVie
   }
   const Route route = select_route(op, execution, a.device, true);
   if (route != Route::cpu) {
+    if (is_complex(a.dtype)) {
+      throw_device_error(op, "a", "the CUDA kernels take real matrices", dtype_name(a.dtype));
+    }
     launch(params, a, batch, factor, status, route, execution.stream);
     return;
   }
@@ -159,7 +170,8 @@ void cholesky(const CholeskyParams& params, const TensorView& a, const TensorVie
     dispatch_isa([&]<Isa I>() {
       const int lanes = CholeskyKernel<I>::lanes(T{});
       const CholeskyBlock<T> common = block_of<T>(params, a);
-      const std::int64_t size = static_cast<std::int64_t>(common.n) * common.n;
+      const std::int64_t size =
+          static_cast<std::int64_t>(common.n) * common.n * elements_per_entry(a);
       const std::int64_t packs = (batch.inner + lanes - 1) / lanes;
       const std::int64_t per_task = packs_per_task(common.n);
       const std::int64_t tasks_per_run = (packs + per_task - 1) / per_task;
@@ -171,8 +183,8 @@ void cholesky(const CholeskyParams& params, const TensorView& a, const TensorVie
           const std::int64_t first = pack * lanes;
           const std::int64_t matrix = run * batch.inner + first;
           CholeskyBlock<T> block = common;
-          block.in =
-              static_cast<const T*>(a.data) + run_offset(a, run) + first * common.matrix_stride;
+          block.in = static_cast<const T*>(a.data) + elements_per_entry(a) * run_offset(a, run) +
+                     first * common.matrix_stride;
           block.out = static_cast<T*>(factor.data) + matrix * size;
           block.stream =
               element_count(factor) * static_cast<std::int64_t>(sizeof(T)) > streamed_bytes;
@@ -182,8 +194,7 @@ void cholesky(const CholeskyParams& params, const TensorView& a, const TensorVie
           CholeskyKernel<I>::factor(block);
           for (int k = 0; k < block.count; ++k) {
             if (!block.failed[k]) continue;
-            const bool finite = lower_is_finite(block.in + k * common.matrix_stride,
-                                                common.row_stride, common.col_stride, common.n);
+            const bool finite = lower_is_finite(common, block.in + k * common.matrix_stride);
             block.failed[k] = finite ? status_singular : status_nonfinite;
             std::fill_n(block.out + k * size, size, std::numeric_limits<T>::quiet_NaN());
           }

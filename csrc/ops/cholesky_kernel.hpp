@@ -8,12 +8,14 @@
 
 namespace mahal {
 
-// `count` matrices, `matrix_stride` elements apart, at most `lanes` of them.
+// `count` matrices, `matrix_stride` elements apart, at most `lanes` of them. An entry of a complex
+// matrix is two elements.
 template <class T>
 struct CholeskyBlock {
   const T* in;
   std::ptrdiff_t matrix_stride, row_stride, col_stride;
   T* out;  // contiguous, upper triangle zero
+  bool hermitian;
   int n;
   int count;
   T tolerance;  // smallest pivot, relative to its original diagonal entry

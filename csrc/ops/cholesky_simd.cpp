@@ -1,10 +1,12 @@
 #include "core/interleaved_cholesky.hpp"
+#include "core/interleaved_hermitian.hpp"
 #include "ops/cholesky_kernel.hpp"
 
 namespace mahal {
 namespace {
 
-template <class T>
+// E: elements per entry of the matrices, 2 where they are complex.
+template <class T, int E>
 struct Pack {
   // Up to here the second-level cache holds the next pack too.
   static constexpr std::ptrdiff_t near_elements = (1 << 18) / static_cast<int>(sizeof(T));
@@ -13,6 +15,7 @@ struct Pack {
   static constexpr int L = S::lanes;
   const CholeskyBlock<T>& b;
   const int n;
+  const int width;  // elements per row
   const std::ptrdiff_t ld;
   T* const matrix;
   T* const inverse;
@@ -20,15 +23,16 @@ struct Pack {
   const bool stream;
   const std::ptrdiff_t ahead;
 
-  static std::ptrdiff_t leading(int n) { return n < L ? n : n | 1; }
+  static std::ptrdiff_t leading(int n) { return E * (E * n < L ? n : n | 1); }
   explicit Pack(const CholeskyBlock<T>& block)
       : b(block),
         n(block.n),
+        width(E * block.n),
         ld(leading(block.n)),
         matrix(static_cast<T*>(block.scratch)),
         inverse(matrix + n * ld * L),
-        size(static_cast<std::ptrdiff_t>(n) * n),
-        stream(b.stream && (n >= L ? n : n * n) % L == 0 &&
+        size(static_cast<std::ptrdiff_t>(n) * width),
+        stream(b.stream && (width >= L ? width : size) % L == 0 &&
                reinterpret_cast<std::uintptr_t>(b.out) % (L * sizeof(T)) == 0),
         ahead(size * L <= near_elements ? L * b.matrix_stride : 4 * b.row_stride) {}
 
@@ -67,26 +71,27 @@ struct Pack {
     }
   }
 
+  // Of row i the first E * (i + 1) elements matter.
   MAHAL_INLINE void load() const {
-    if (n >= L && b.col_stride == 1) {
+    if (width >= L && b.col_stride == E) {
       // Whole vectors; the last one of a row that ends inside the triangle is moved back.
       for (int i = 0; i < n; ++i) {
-        for (int j = 0; j <= i; j += L) {
-          const int at = j + L <= n ? j : n - L;
+        for (int j = 0; j < E * (i + 1); j += L) {
+          const int at = j + L <= width ? j : width - L;
           gather(i * b.row_stride + at, matrix + (i * ld + at) * L);
         }
       }
-    } else if (n < L && n * n >= L && b.col_stride == 1 && b.row_stride == n) {
-      for (int e = 0; e < n * n; e += L) {
-        const int at = e + L <= n * n ? e : n * n - L;
+    } else if (width < L && size >= L && b.col_stride == E && b.row_stride == width) {
+      for (int e = 0; e < size; e += L) {
+        const int at = e + L <= size ? e : size - L;
         gather(at, matrix + at * L);
       }
     } else {
       for (int l = 0; l < L; ++l) {
         const T* src = source(l);
         for (int i = 0; i < n; ++i) {
-          for (int j = 0; j <= i; ++j) {
-            matrix[(i * ld + j) * L + l] = src[i * b.row_stride + j * b.col_stride];
+          for (int j = 0; j < E * (i + 1); ++j) {
+            matrix[(i * ld + j) * L + l] = src[i * b.row_stride + j / E * b.col_stride + j % E];
           }
         }
       }
@@ -94,32 +99,33 @@ struct Pack {
   }
 
   MAHAL_INLINE void save() const {
-    if (n >= L) {
+    if (width >= L) {
       for (int i = 0; i < n; ++i) {
+        const std::ptrdiff_t row_start = static_cast<std::ptrdiff_t>(i) * width;
         int j = 0;
-        for (; j <= i; j += L) {
-          const int at = j + L <= n ? j : n - L;
-          scatter(matrix + (i * ld + at) * L, i - at + 1, i * static_cast<std::ptrdiff_t>(n) + at);
+        for (; j < E * (i + 1); j += L) {
+          const int at = j + L <= width ? j : width - L;
+          scatter(matrix + (i * ld + at) * L, E * (i + 1) - at, row_start + at);
         }
         for (int l = 0; l < b.count; ++l) {
-          T* row = b.out + l * size + i * static_cast<std::ptrdiff_t>(n);
+          T* row = b.out + l * size + row_start;
           int k = j;
-          for (; k + L <= n; k += L) put(row + k, S::zero());
-          for (; k < n; ++k) row[k] = T(0);
+          for (; k + L <= width; k += L) put(row + k, S::zero());
+          for (; k < width; ++k) row[k] = T(0);
         }
       }
       return;
     }
     for (int i = 0; i < n; ++i)
-      for (int j = i + 1; j < n; ++j) S::store(matrix + (i * ld + j) * L, S::zero());
-    if (n * n >= L) {
-      for (int e = 0; e < n * n; e += L) {
-        const int at = e + L <= n * n ? e : n * n - L;
+      for (int j = E * (i + 1); j < width; ++j) S::store(matrix + (i * ld + j) * L, S::zero());
+    if (size >= L) {
+      for (int e = 0; e < size; e += L) {
+        const int at = static_cast<int>(e + L <= size ? e : size - L);
         scatter(matrix + at * L, L, at);
       }
     } else {
       for (int l = 0; l < b.count; ++l)
-        for (int e = 0; e < n * n; ++e) b.out[l * size + e] = matrix[e * L + l];
+        for (int e = 0; e < size; ++e) b.out[l * size + e] = matrix[e * L + l];
     }
   }
 
@@ -127,17 +133,23 @@ struct Pack {
     load();
     if (b.loading != T(0)) {
       V trace = S::zero();
-      for (int i = 0; i < n; ++i) trace = trace + S::load(matrix + (i * ld + i) * L);
+      for (int i = 0; i < n; ++i) trace = trace + S::load(matrix + (i * ld + E * i) * L);
       const V extra = trace * S::set1(b.loading / static_cast<T>(n));
       for (int i = 0; i < n; ++i) {
-        T* d = matrix + (i * ld + i) * L;
+        T* d = matrix + (i * ld + E * i) * L;
         S::store(d, S::load(d) + extra);
       }
     }
-    Interleaved<S> cholesky{matrix, ld, inverse, b.tolerance, nullptr, S::zero()};
-    cholesky.template factor<false>(n);
     alignas(64) T margin[L];
-    S::store(margin, cholesky.margin);
+    if constexpr (E == 2) {
+      InterleavedHermitian<S> cholesky{matrix, ld / 2, inverse, b.tolerance, S::zero()};
+      cholesky.factor(n);
+      S::store(margin, cholesky.margin);
+    } else {
+      Interleaved<S> cholesky{matrix, ld, inverse, b.tolerance, nullptr, S::zero()};
+      cholesky.template factor<false>(n);
+      S::store(margin, cholesky.margin);
+    }
     for (int l = 0; l < b.count; ++l) b.failed[l] = !(margin[l] > T(0));
     save();
     if (stream) store_fence();
@@ -146,7 +158,16 @@ struct Pack {
 
 template <class T>
 std::size_t bytes(const CholeskyBlock<T>& b) {
-  return static_cast<std::size_t>((b.n * Pack<T>::leading(b.n) + b.n) * Pack<T>::L) * sizeof(T);
+  const std::ptrdiff_t ld = b.hermitian ? Pack<T, 2>::leading(b.n) : Pack<T, 1>::leading(b.n);
+  return static_cast<std::size_t>((b.n * ld + b.n) * Simd<T>::lanes) * sizeof(T);
+}
+template <class T>
+void factor_pack(const CholeskyBlock<T>& b) {
+  if (b.hermitian) {
+    Pack<T, 2>(b).run();
+  } else {
+    Pack<T, 1>(b).run();
+  }
 }
 
 using S = Simd<double>;
@@ -189,11 +210,11 @@ std::size_t CholeskyKernel<current_isa>::scratch_bytes(const CholeskyBlock<doubl
 }
 template <>
 void CholeskyKernel<current_isa>::factor(const CholeskyBlock<float>& b) {
-  Pack<float>(b).run();
+  factor_pack(b);
 }
 template <>
 void CholeskyKernel<current_isa>::factor(const CholeskyBlock<double>& b) {
-  Pack<double>(b).run();
+  factor_pack(b);
 }
 
 template <>

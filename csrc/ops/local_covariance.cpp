@@ -63,6 +63,7 @@ LocalCovarianceBlock<T> block_of(const TensorView& image, const Window& window) 
   block.pixels.padded = (block.pixels.bands + 7) / 8 * 8;
   block.outer = window.outer;
   block.inner = window.inner;
+  block.hermitian = is_complex(image.dtype);
   block.samples = window_samples(window);
   block.count_stride = image.shape[1];
   return block;
@@ -90,8 +91,8 @@ Plan make_plan(Scratch& scratch, const LocalCovarianceParams& params, const Wind
   Plan p{};
   const int rows = static_cast<int>(image.shape[0]);
   const int cols = static_cast<int>(image.shape[1]);
-  const int bands = static_cast<int>(image.shape[2]);
-  p.moments = plan_moments(scratch, static_cast<std::int64_t>(rows) * cols, bands, threads);
+  p.moments =
+      plan_moments(scratch, static_cast<std::int64_t>(rows) * cols, real_bands(image), threads);
   p.tables = plan_windows(scratch, window, params.border, rows, cols);
   p.unusable = plan_counter(scratch, window, rows, cols);
   p.nonfinite = plan_counter(scratch, window, rows, cols);
@@ -107,7 +108,7 @@ void check_inputs(const LocalCovarianceParams& params, const TensorView& image) 
   if (params.window_count < 1) throw_value_error(op, "window", "must name at least one", "none");
   for (int k = 0; k < params.window_count; ++k) {
     check_window(op, params.windows[k], image.shape[0], image.shape[1]);
-    if (params.ddof < 0 || window_samples(params.windows[k]) <= params.ddof) {
+    if (params.center && (params.ddof < 0 || window_samples(params.windows[k]) <= params.ddof)) {
       throw_value_error(op, "ddof",
                         "must be from 0 to below the samples of the window (" +
                             std::to_string(window_samples(params.windows[k])) + ")",
@@ -122,7 +123,8 @@ void map_window(const LocalCovarianceParams& params, int k, const Plan& p, const
   const Window& window = params.windows[k];
   const int rows = static_cast<int>(image.shape[0]);
   const int cols = static_cast<int>(image.shape[1]);
-  const std::int64_t bands = image.shape[2];
+  const std::int64_t bands = real_bands(image);
+  const std::int64_t matrix = image.shape[2] * bands;  // elements
   const WindowTables& t = p.tables;
   fill_windows(t, window, params.border, rows, cols);
   const std::uint8_t* status = p.moments.status;
@@ -147,11 +149,12 @@ void map_window(const LocalCovarianceParams& params, int k, const Plan& p, const
   common.rows = t.rows;
   common.cols = t.cols;
   common.count = all_usable ? nullptr : p.count;
-  common.ddof = params.ddof;
+  common.ddof = params.center ? params.ddof : 0;
+  common.center = params.center;
   common.mean_stride = params.window_count * bands;
-  common.covariance_stride = params.window_count * bands * bands;
+  common.covariance_stride = params.window_count * matrix;
   T* const means = static_cast<T*>(mean.data) + k * bands;
-  common.covariance = static_cast<T*>(covariance.data) + k * bands * bands;
+  common.covariance = static_cast<T*>(covariance.data) + k * matrix;
   const Tiles tiles = cut(t, window, common.pixels.bands, common.pixels.padded);
   const std::int64_t tasks =
       static_cast<std::int64_t>(tiles.strips) * tiles.column_tiles * tiles.band_groups;
@@ -167,12 +170,18 @@ void map_window(const LocalCovarianceParams& params, int k, const Plan& p, const
       block.col_end = std::min(t.cols_end, block.col_begin + tiles.columns);
       block.band_begin = group * tiles.bands;
       block.band_end = std::min(static_cast<int>(bands), block.band_begin + tiles.bands);
-      block.mean = group == 0 ? means : nullptr;
+      block.mean = group == 0 && params.center ? means : nullptr;
       block.scratch = p.room + worker * static_cast<std::int64_t>(p.worker_bytes);
       LocalCovarianceKernel<I>::run(block);
     });
   });
   const T nan = std::numeric_limits<T>::quiet_NaN();
+  if (!params.center) {
+    for (std::int64_t pixel = 0; pixel < p.moments.pixels; ++pixel) {
+      std::fill_n(means + pixel * common.mean_stride, bands,
+                  all_usable || p.count[pixel] > 0 ? T(0) : nan);
+    }
+  }
   const bool edges = params.border == Border::valid;
   if (all_usable && !edges) return;
   for (int r = 0; r < rows; ++r) {
@@ -182,7 +191,7 @@ void map_window(const LocalCovarianceParams& params, int k, const Plan& p, const
       if (inside && (all_usable || count_window(p.nonfinite, t, window, r, c) == 0)) continue;
       const std::int64_t pixel = static_cast<std::int64_t>(r) * cols + c;
       std::fill_n(means + pixel * common.mean_stride, bands, nan);
-      std::fill_n(common.covariance + pixel * common.covariance_stride, bands * bands, nan);
+      std::fill_n(common.covariance + pixel * common.covariance_stride, matrix, nan);
     }
   }
 }
@@ -241,6 +250,10 @@ void local_covariance(const LocalCovarianceParams& params, const TensorView& ima
   check_output(op, "mean", mean, image.dtype, {rows, cols, windows, bands});
   check_output(op, "covariance", covariance, image.dtype, {rows, cols, windows, bands, bands});
   const Route route = select_route(op, execution, image.device, true);
+  if (route != Route::cpu && (is_complex(image.dtype) || !params.center)) {
+    throw_device_error(op, "image", "the CUDA kernels take real images and estimate the mean",
+                       is_complex(image.dtype) ? dtype_name(image.dtype) : "center=False");
+  }
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, local_covariance_workspace(params, image, threads));
 
@@ -264,6 +277,7 @@ void local_covariance(const LocalCovarianceParams& params, const TensorView& ima
       Scratch mine(workspace);
       Plan p = make_plan(mine, params, params.windows[k], image, threads);
       compute_mean(p.moments, image, mask, threads);
+      if (!params.center) std::fill_n(p.moments.mean, p.moments.padded, 0.0);
       map_window<T>(params, k, p, image, mean, covariance, threads);
     }
   });

@@ -24,8 +24,10 @@ struct LocalCovarianceBlock {
   std::ptrdiff_t count_stride;
   int samples;
   int ddof;
-  T* mean;        // rows x cols pixels, `mean_stride` elements apart; nullptr: not wanted
-  T* covariance;  // likewise, bands x bands each
+  bool center;     // false: the mean is zero and `offset` too
+  bool hermitian;  // bands are real and imaginary parts by turns, the covariance is complex
+  T* mean;         // rows x cols pixels, `mean_stride` elements apart; nullptr: not wanted
+  T* covariance;   // likewise, bands x bands each; half the rows where hermitian
   std::ptrdiff_t mean_stride, covariance_stride;
   void* scratch;  // scratch_bytes(), 64-byte aligned
 };

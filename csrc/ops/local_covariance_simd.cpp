@@ -25,19 +25,24 @@ MAHAL_INLINE std::int64_t tile_columns(const LocalCovarianceBlock<T>& b) {
 // No degree of freedom left: NaN marks the whole matrix.
 struct Divisors {
   double per_sample, per_degree;
-  MAHAL_INLINE Divisors(int n, int ddof)
+  double per_square;  // of the products of the sums: what the mean has of them
+  MAHAL_INLINE Divisors(int n, int ddof, bool center)
       : per_sample(n > 0 ? 1.0 / n : __builtin_nan("")),
-        per_degree(n > ddof ? 1.0 / (n - ddof) : __builtin_nan("")) {}
+        per_degree(n > ddof ? 1.0 / (n - ddof) : __builtin_nan("")),
+        per_square(center ? per_sample : 0.0) {}
 };
 
 // Up to 8 bands: the whole covariance slides along the row in registers. Of its N x N entries
 // (bands rounded up to N = 4 or 8) the cyclic diagonals 0 .. N/2 are kept: entry i of diagonal k
 // belongs to the bands i and (i + k) mod N, so that every pair of bands is there.
 //
+// Complex bands are pairs of lanes, and the diagonals those of the N/2 x N/2 Hermitian matrix:
+// entry i of diagonal k is z_i conj(z_(i + k)). The main one is kept as the squares of the parts.
+//
 // Taking a sample out leaves its rounding error behind. Where a sum of squares shrinks by more than
 // `lost`, as when a very bright pixel leaves (or stands in the inner window), the sums are taken
 // anew, so that no pixel leaves a trace.
-template <class T, int N>
+template <class T, int N, bool Complex>
 struct PackedMap {
   static constexpr int width = N * 8 < native_bytes ? N * 8 : native_bytes;
   using S = Simd<double, width>;
@@ -45,7 +50,7 @@ struct PackedMap {
   static constexpr int L = S::lanes;
   static constexpr int chunks = N / L;                      // vectors per spectrum
   static constexpr int half = chunks > 1 ? chunks / 2 : 1;  // of diagonal N/2, which repeats itself
-  static constexpr int products = N / 2 * chunks + half;
+  static constexpr int products = (Complex ? N / 4 : N / 2) * chunks + half;
   static constexpr int column_size = (products + chunks) * L;  // products, then plain sums
   using Products = typename MakeIndices<products>::type;
   using Lanes = typename MakeIndices<L>::type;
@@ -83,6 +88,7 @@ struct PackedMap {
     const std::uint8_t* status;
     const std::int32_t* index;
     std::ptrdiff_t col_stride, band_stride;
+    int parts;
     int bands;
     bool dense;
   };
@@ -93,6 +99,7 @@ struct PackedMap {
             b.cols.index + first_column(b),
             b.pixels.col_stride,
             b.pixels.band_stride,
+            b.pixels.parts,
             b.pixels.bands,
             b.pixels.bands == N && b.pixels.band_stride == 1 && !b.status};
   }
@@ -110,7 +117,7 @@ struct PackedMap {
     if (l.status && l.status[c]) return;
     MAHAL_UNROLL
     for (int j = 0; j < N; ++j)
-      if (j < l.bands) x[j / L][j % L] = static_cast<double>(p[j * l.band_stride]);
+      if (j < l.bands) x[j / L][j % L] = static_cast<double>(p[band_offset(l, j)]);
     MAHAL_UNROLL
     for (int q = 0; q < chunks; ++q) x[q] = x[q] - offset[q];
   }
@@ -146,16 +153,56 @@ struct PackedMap {
     ((p[I] = rotated<I>(x)), ...);
   }
 
-  // s += x x^T, or -= with Sign < 0.
+  template <int Sign>
+  static MAHAL_INLINE V multiply_add(V a, V c, V sum) {
+    return Sign > 0 ? S::fma(a, c, sum) : S::fnma(a, c, sum);
+  }
+  template <int... J>
+  static MAHAL_INLINE V real_parts(V v, Indices<J...>) {
+    return __builtin_shufflevector(v, v, (J & ~1)...);
+  }
+  template <int... J>
+  static MAHAL_INLINE V imaginary_parts(V v, Indices<J...>) {
+    return __builtin_shufflevector(v, v, (J | 1)...);
+  }
+  // z / i
+  template <int... J>
+  static MAHAL_INLINE V turned(V v, Indices<J...>) {
+    return __builtin_shufflevector(v, v, (J ^ 1)...) * V{(J % 2 ? -1.0 : 1.0)...};
+  }
+  template <int Sign, int I>
+  static MAHAL_INLINE void multiply_complex(const V* x, const V* y, V* sum) {
+    const V a = x[I % chunks];
+    if constexpr (I < chunks) {
+      sum[I] = multiply_add<Sign>(a, y[I], sum[I]);
+    } else {
+      const V partner = rotated_even<I / chunks * 2, I % chunks>(y, Lanes{});
+      sum[I] = multiply_add<Sign>(a, real_parts(partner, Lanes{}), sum[I]);
+      sum[I] =
+          multiply_add<Sign>(turned(a, Lanes{}), imaginary_parts(partner, Lanes{}), sum[I]);
+    }
+  }
+  template <int Sign, int... I>
+  static MAHAL_INLINE void multiply_all_complex(const V* x, const V* y, V* sum, Indices<I...>) {
+    (multiply_complex<Sign, I>(x, y, sum), ...);
+  }
+  // sum += x y^H, or -= with Sign < 0.
+  template <int Sign>
+  static MAHAL_INLINE void multiply(const V* x, const V* y, V* sum) {
+    if constexpr (Complex) {
+      multiply_all_complex<Sign>(x, y, sum, Products{});
+    } else {
+      V p[products];
+      partners(y, p, Products{});
+      MAHAL_UNROLL
+      for (int i = 0; i < products; ++i) sum[i] = multiply_add<Sign>(x[i % chunks], p[i], sum[i]);
+    }
+  }
+
+  // s += x x^H, or -= with Sign < 0.
   template <int Sign>
   static MAHAL_INLINE void join(const V* x, Sums& s) {
-    V p[products];
-    partners(x, p, Products{});
-    MAHAL_UNROLL
-    for (int i = 0; i < products; ++i) {
-      const V a = x[i % chunks];
-      s.product[i] = Sign > 0 ? S::fma(a, p[i], s.product[i]) : S::fnma(a, p[i], s.product[i]);
-    }
+    multiply<Sign>(x, x, s.product);
     MAHAL_UNROLL
     for (int q = 0; q < chunks; ++q)
       s.sample[q] = Sign > 0 ? s.sample[q] + x[q] : s.sample[q] - x[q];
@@ -418,6 +465,34 @@ struct PackedMap {
     }
   }
 
+  // The Hermitian matrix, from its diagonals. Real and imaginary parts by turns.
+  static MAHAL_INLINE void write_hermitian(T* out, const V* cov, int bands) {
+    constexpr int M = N / 2;
+    alignas(64) double c[products * L];
+    MAHAL_UNROLL
+    for (int i = 0; i < products; ++i) S::store(c + i * L, cov[i]);
+    MAHAL_UNROLL
+    for (int i = 0; i < M; ++i) {
+      if (2 * i >= bands) return;
+      T* diagonal = out + i * bands + 2 * i;
+      diagonal[0] = static_cast<T>(c[2 * i] + c[2 * i + 1]);
+      diagonal[1] = T(0);
+      MAHAL_UNROLL
+      for (int j = i + 1; j < M; ++j) {
+        if (2 * j >= bands) break;
+        const int k = j - i;
+        const double* entry = k <= M / 2 ? c + k * N + 2 * i : c + (M - k) * N + 2 * j;
+        const T real = static_cast<T>(entry[0]);
+        const T imaginary = static_cast<T>(k <= M / 2 ? entry[1] : -entry[1]);
+        T* upper = out + i * bands + 2 * j;
+        T* lower = out + j * bands + 2 * i;
+        upper[0] = lower[0] = real;
+        upper[1] = imaginary;
+        lower[1] = -imaginary;
+      }
+    }
+  }
+
   template <int... Q>
   static MAHAL_INLINE void mean_chunks(const V* m, O* mean, Indices<Q...>) {
     if constexpr (out_lanes == L) {
@@ -462,10 +537,11 @@ struct PackedMap {
     const std::ptrdiff_t covariance_stride = b.covariance_stride;
     const std::ptrdiff_t mean_stride = b.mean_stride;
     const int ddof = b.ddof;
-    Divisors d(b.samples, ddof);
+    const bool center = b.center;
+    Divisors d(b.samples, ddof, center);
     V per_sample = S::set1(d.per_sample);
     V per_degree = S::set1(d.per_degree);
-    V per_both = S::set1(d.per_sample * d.per_degree);
+    V per_both = S::set1(d.per_square * d.per_degree);
     V centre[chunks];
     MAHAL_UNROLL
     for (int q = 0; q < chunks; ++q) centre[q] = offset[q];
@@ -522,26 +598,28 @@ struct PackedMap {
           }
         }
         if (count) {
-          d = Divisors(count[c], ddof);
+          d = Divisors(count[c], ddof, center);
           per_sample = S::set1(d.per_sample);
           per_degree = S::set1(d.per_degree);
-          per_both = S::set1(d.per_sample * d.per_degree);
+          per_both = S::set1(d.per_square * d.per_degree);
         }
         V m[chunks];
-        V p[products];
         V cov[products];
         MAHAL_UNROLL
         for (int q = 0; q < chunks; ++q) m[q] = total.sample[q] * per_both;
-        partners(m, p, Products{});
         MAHAL_UNROLL
-        for (int i = 0; i < products; ++i) {
-          cov[i] = S::fnma(total.sample[i % chunks], p[i], total.product[i] * per_degree);
-        }
+        for (int i = 0; i < products; ++i) cov[i] = total.product[i] * per_degree;
+        multiply<-1>(total.sample, m, cov);
         // Rounding leaves no variance below zero; NaN passes.
         MAHAL_UNROLL
         for (int q = 0; q < chunks; ++q) cov[q] = S::max(V{}, cov[q]);
-        store_diagonals(cov, diagonals + (c - begin) * buffer_size,
-                        typename MakeIndices<spectrum * out_chunks>::type{});
+        if constexpr (Complex) {
+          write_hermitian(covariance, cov, bands);
+          covariance += covariance_stride;
+        } else {
+          store_diagonals(cov, diagonals + (c - begin) * buffer_size,
+                          typename MakeIndices<spectrum * out_chunks>::type{});
+        }
         if (mean) {
           MAHAL_UNROLL
           for (int q = 0; q < chunks; ++q) m[q] = S::fma(total.sample[q], per_sample, centre[q]);
@@ -549,7 +627,7 @@ struct PackedMap {
           mean += mean_stride;
         }
       }
-      for (int c = begin; c < end; ++c) {
+      for (int c = begin; c < end && !Complex; ++c) {
         O diag[spectrum * out_chunks];
         MAHAL_UNROLL
         for (int i = 0; i < spectrum * out_chunks; ++i)
@@ -587,10 +665,10 @@ struct PackedMap {
   }
 };
 
-template <class T>
+template <class T, bool Complex>
 std::size_t bytes(const LocalCovarianceBlock<T>& b) {
-  if (b.pixels.bands <= 4) return PackedMap<T, 4>::bytes(b);
-  if (b.pixels.bands <= 8) return PackedMap<T, 8>::bytes(b);
+  if (b.pixels.bands <= 4) return PackedMap<T, 4, Complex>::bytes(b);
+  if (b.pixels.bands <= 8) return PackedMap<T, 8, Complex>::bytes(b);
   const std::int64_t columns = tile_columns(b);
   const std::int64_t padded = b.pixels.padded;
   constexpr int R = 8;
@@ -735,8 +813,29 @@ struct Map {
 
   using Narrow = Simd<float, L * 4 < 16 ? 16 : L * 4>;
 
-  // Writes R rows of L entries of one covariance of n bands.
-  static MAHAL_INLINE void write(T* out, int n, int i0, int i_end, int j0, const V* c) {
+  template <int... J>
+  static MAHAL_INLINE V swapped(V v, Indices<J...>) {
+    return __builtin_shufflevector(v, v, (J ^ 1)...);
+  }
+  template <int... J>
+  static MAHAL_INLINE V signs(Indices<J...>) {
+    return V{(J % 2 ? -1.0 : 1.0)...};
+  }
+  // Writes R rows of L entries of one covariance of n bands. Where they are parts of complex bands,
+  // two rows make one: entry z_j conj(z_k) of the parts' products.
+  static MAHAL_INLINE void write(T* out, int n, int i0, int i_end, int j0, const V* c,
+                                 bool hermitian) {
+    if (hermitian) {
+      using Lanes = typename MakeIndices<L>::type;
+      MAHAL_UNROLL
+      for (int r = 0; r < R; r += 2) {
+        if (i0 + r >= i_end) continue;
+        // The signed zero of a diagonal entry that cancels is positive this way round.
+        const V v = S::fma(c[r], signs(Lanes{}), swapped(c[r + 1], Lanes{}));
+        write_row(out + static_cast<std::ptrdiff_t>((i0 + r) / 2) * n + j0, n - j0, v);
+      }
+      return;
+    }
     MAHAL_UNROLL
     for (int r = 0; r < R; ++r) {
       if (i0 + r < i_end)
@@ -793,7 +892,8 @@ struct Map {
         b.covariance + (static_cast<std::int64_t>(row) * b.pixels.cols + c0) * b.covariance_stride;
     const std::ptrdiff_t out_stride = b.covariance_stride;
     const double* sums_of_pixel = pixel_sum_line;
-    Divisors d(b.samples, b.ddof);
+    const bool hermitian = b.hermitian;
+    Divisors d(b.samples, b.ddof, b.center);
     constexpr int block = R * L;
 
     V total[R];
@@ -829,19 +929,19 @@ struct Map {
           }
         }
       }
-      if (count) d = Divisors(count[c], b.ddof);
+      if (count) d = Divisors(count[c], b.ddof, b.center);
       const V mj = S::load(sums_of_pixel + j0);
-      const V per_sample = S::set1(d.per_sample);
+      const V per_square = S::set1(d.per_square);
       const V per_degree = S::set1(d.per_degree);
       const double* mi = sums_of_pixel + i0;
       V cov[R];
       MAHAL_UNROLL
       for (int r = 0; r < R; ++r) {
         // The product of the means first: it is the same either way round.
-        cov[r] = S::fnma(S::set1(mi[r]) * mj, per_sample, total[r]) * per_degree;
+        cov[r] = S::fnma(S::set1(mi[r]) * mj, per_square, total[r]) * per_degree;
         cov[r] = S::max(diagonal_floor(i0 + r - j0), cov[r]);
       }
-      write(out, n, i0, i_end, j0, cov);
+      write(out, n, i0, i_end, j0, cov, hermitian);
       out += out_stride;
       sums_of_pixel += stride;
     }
@@ -870,7 +970,7 @@ struct Map {
     const std::int32_t* count = b.count ? b.count + row * b.count_stride : nullptr;
     const std::ptrdiff_t out_stride = b.mean_stride;
     const int first = outer_start[c0];
-    Divisors d(b.samples, b.ddof);
+    Divisors d(b.samples, b.ddof, b.center);
     for (int j0 = 0; j0 < stride; j0 += L) {
       const double* os = sums[0] + j0;
       const double* is = Inner ? sums[1] + j0 : nullptr;
@@ -903,7 +1003,7 @@ struct Map {
         S::store(sums_of_pixel, total);
         sums_of_pixel += stride;
         if (out) {
-          if (count) d = Divisors(count[c], b.ddof);
+          if (count) d = Divisors(count[c], b.ddof, b.center);
           write_row(out, n - j0, S::fma(total, S::set1(d.per_sample), offset));
           out += out_stride;
         }
@@ -954,12 +1054,12 @@ struct Map {
   }
 };
 
-template <class T>
+template <class T, bool Complex>
 void run_map(const LocalCovarianceBlock<T>& b) {
   if (b.pixels.bands <= 4) {
-    PackedMap<T, 4>(b).run();
+    PackedMap<T, 4, Complex>(b).run();
   } else if (b.pixels.bands <= 8) {
-    PackedMap<T, 8>(b).run();
+    PackedMap<T, 8, Complex>(b).run();
   } else {
     Map<T>(b).run();
   }
@@ -970,20 +1070,20 @@ void run_map(const LocalCovarianceBlock<T>& b) {
 template <>
 std::size_t LocalCovarianceKernel<current_isa>::scratch_bytes(
     const LocalCovarianceBlock<float>& b) {
-  return bytes(b);
+  return b.hermitian ? bytes<float, true>(b) : bytes<float, false>(b);
 }
 template <>
 std::size_t LocalCovarianceKernel<current_isa>::scratch_bytes(
     const LocalCovarianceBlock<double>& b) {
-  return bytes(b);
+  return b.hermitian ? bytes<double, true>(b) : bytes<double, false>(b);
 }
 template <>
 void LocalCovarianceKernel<current_isa>::run(const LocalCovarianceBlock<float>& b) {
-  run_map(b);
+  b.hermitian ? run_map<float, true>(b) : run_map<float, false>(b);
 }
 template <>
 void LocalCovarianceKernel<current_isa>::run(const LocalCovarianceBlock<double>& b) {
-  run_map(b);
+  b.hermitian ? run_map<double, true>(b) : run_map<double, false>(b);
 }
 
 }  // namespace mahal

@@ -14,8 +14,7 @@ constexpr const char* op = "mahalanobis";
 std::size_t mahalanobis_workspace(const TensorView& x, int threads) {
   check_pixels(op, "x", x, {1, 2, 3});
   Scratch scratch;
-  plan_fixed_background(scratch, static_cast<int>(x.shape[x.rank - 1]),
-                        resolve_threads(op, threads));
+  plan_fixed_background(scratch, real_bands(x), resolve_threads(op, threads));
   return scratch.bytes();
 }
 
@@ -25,9 +24,9 @@ void mahalanobis(const TensorView& x, const TensorView& mean, const TensorView& 
   check_given(op, "mean", mean);
   check_mean_and_covariance(op, x, mean, covariance);
   check_given(op, "score", score);
-  if (score.dtype != x.dtype || element_count(score) != pixel_count(x) || !is_contiguous(score) ||
-      score.read_only) {
-    throw_value_error(op, "score", "must be contiguous with one element per pixel, dtype of x",
+  if (score.dtype != real_dtype(x.dtype) || element_count(score) != pixel_count(x) ||
+      !is_contiguous(score) || score.read_only) {
+    throw_value_error(op, "score", "must be contiguous with one element per pixel, real dtype of x",
                       shape_text(score));
   }
   select_route(op, execution, x.device, false);
@@ -35,7 +34,7 @@ void mahalanobis(const TensorView& x, const TensorView& mean, const TensorView& 
   check_workspace(op, workspace, mahalanobis_workspace(x, threads));
 
   Scratch scratch(workspace);
-  const int bands = static_cast<int>(x.shape[x.rank - 1]);
+  const int bands = real_bands(x);
   const FixedBackground background = plan_fixed_background(scratch, bands, threads);
   load_fixed_background(op, background, mean, covariance);
   dispatch_float(x.dtype, [&]<class T>() {

@@ -19,8 +19,7 @@ std::size_t mean_covariance_workspace(const MeanCovarianceParams&, const TensorV
                                       int threads) {
   check_pixels(op, "x", x, {2, 3});
   Scratch scratch;
-  plan_moments(scratch, pixel_count(x), static_cast<int>(x.shape[x.rank - 1]),
-               resolve_threads(op, threads));
+  plan_moments(scratch, pixel_count(x), real_bands(x), resolve_threads(op, threads));
   return scratch.bytes();
 }
 
@@ -37,19 +36,28 @@ void mean_covariance(const MeanCovarianceParams& params, const TensorView& x,
   check_workspace(op, workspace, mean_covariance_workspace(params, x, threads));
 
   Scratch scratch(workspace);
-  Moments moments = plan_moments(scratch, pixel_count(x), static_cast<int>(bands), threads);
-  if (!compute_moments(moments, x, mask, params.ddof, threads)) {
+  Moments moments = plan_moments(scratch, pixel_count(x), real_bands(x), threads);
+  if (!compute_moments(moments, x, mask, {params.ddof, params.center}, threads)) {
     throw_value_error(op, "x", "needs more usable pixels than ddof",
                       std::to_string(moments.count) + " usable pixels");
   }
   dispatch_float(x.dtype, [&]<class T>() {
     T* m = static_cast<T*>(mean.data);
     T* c = static_cast<T*>(covariance.data);
+    for (int i = 0; i < real_bands(x); ++i) m[i] = static_cast<T>(moments.mean[i]);
     for (std::int64_t i = 0; i < bands; ++i) {
-      m[i] = static_cast<T>(moments.mean[i]);
       for (std::int64_t j = 0; j <= i; ++j) {
-        c[i * bands + j] = c[j * bands + i] =
-            static_cast<T>(moments.covariance[i * moments.padded + j]);
+        if (is_complex(x.dtype)) {
+          const double* even = moments.covariance + 2 * i * moments.padded + 2 * j;
+          T* lower = c + 2 * (i * bands + j);
+          T* upper = c + 2 * (j * bands + i);
+          lower[0] = upper[0] = static_cast<T>(even[0]);
+          upper[1] = static_cast<T>(-even[moments.padded]);
+          lower[1] = static_cast<T>(even[moments.padded]);
+        } else {
+          c[i * bands + j] = c[j * bands + i] =
+              static_cast<T>(moments.covariance[i * moments.padded + j]);
+        }
       }
     }
   });

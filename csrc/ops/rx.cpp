@@ -48,14 +48,16 @@ constexpr T trusted_error = accuracy<T> / (8 * std::numeric_limits<T>::epsilon()
 // With more weak pixels than this in a block, the whole block is done again in float64.
 constexpr int few_weak_pixels = 64;
 
+// Bands are real ones: a complex band is two of them, and one variable.
 struct Shape {
-  int rows, cols, bands, padded;
+  int rows, cols, bands, padded, variables;
   std::int64_t pixels;
 };
 
 Shape shape_of(const TensorView& image) {
   Shape s;
-  s.bands = static_cast<int>(image.shape[image.rank - 1]);
+  s.bands = real_bands(image);
+  s.variables = static_cast<int>(image.shape[image.rank - 1]);
   s.padded = padded_bands(s.bands);
   s.cols = static_cast<int>(image.shape[image.rank - 2]);
   s.rows = image.rank == 3 ? static_cast<int>(image.shape[0]) : 1;
@@ -188,8 +190,8 @@ Plan make_plan(Scratch& scratch, const RxParams& params, const TensorView& image
     p.nonfinite = plan_counter(scratch, params.window, s.rows, s.cols);
     p.count = scratch.take<std::int32_t>(s.pixels);
     p.weak_list = scratch.take<std::int32_t>(s.pixels);
-    p.whitened =
-        scratch.take<char>(s.pixels * s.padded * static_cast<std::int64_t>(item_size(image.dtype)));
+    p.whitened = scratch.take<char>(s.pixels * s.padded *
+                                    static_cast<std::int64_t>(item_size(real_dtype(image.dtype))));
   }
   // Whatever belongs to one phase alone shares its memory with the others.
   p.moments = plan_moments(scratch, s.pixels, s.bands, threads);
@@ -207,6 +209,11 @@ Plan make_plan(Scratch& scratch, const RxParams& params, const TensorView& image
     p.room = scratch.take<char>(static_cast<std::int64_t>(p.worker_bytes) * threads);
   }
   return p;
+}
+
+// Samples that a covariance of full rank takes.
+std::int64_t needed_samples(const RxParams& params, std::int64_t variables) {
+  return variables + (params.center ? 1 : 0);
 }
 
 void check_inputs(const RxParams& params, const TensorView& image, const TensorView& background,
@@ -235,11 +242,17 @@ void check_inputs(const RxParams& params, const TensorView& image, const TensorV
   if (is_given(covariance)) {
     check_mean_and_covariance(op, image, TensorView{}, covariance);
   }
-  const std::int64_t bands = image.shape[image.rank - 1];
-  if (local && !is_given(covariance) && window_samples(params.window) < bands + 1) {
-    throw_value_error(op, "window",
-                      "must hold more samples than bands (" + std::to_string(bands) + ")",
+  if (local && !is_given(covariance) && (is_complex(image.dtype) || !params.center)) {
+    throw_value_error(op, "window", "takes real images and center=True, or a covariance",
+                      is_complex(image.dtype) ? dtype_name(image.dtype) : "center=False");
+  }
+  const std::int64_t needed = needed_samples(params, image.shape[image.rank - 1]);
+  if (local && !is_given(covariance) && window_samples(params.window) < needed) {
+    throw_value_error(op, "window", "must hold " + std::to_string(needed) + " samples or more",
                       std::to_string(window_samples(params.window)) + " samples");
+  }
+  if (local && is_given(covariance) && !params.center) {
+    throw_value_error(op, "center", "must be true with a window and a covariance", "false");
   }
 }
 
@@ -310,7 +323,7 @@ std::uint8_t own_window_score(const RxParams& params, const Plan& p, const Shape
   const PixelList<T> list = pixel_list<T>(image);
   const auto gather = [&](int r, int c, double* dst) {
     const T* src = list.data + r * list.row_stride + c * list.col_stride;
-    for (int j = 0; j < s.bands; ++j) dst[j] = static_cast<double>(src[j * list.band_stride]);
+    for (int j = 0; j < s.bands; ++j) dst[j] = static_cast<double>(src[band_offset(list, j)]);
   };
   const int top = p.tables.rows.outer_start[row];
   const int left = p.tables.cols.outer_start[col];
@@ -330,7 +343,7 @@ std::uint8_t own_window_score(const RxParams& params, const Plan& p, const Shape
   gather(row, col, w.raw + static_cast<std::int64_t>(n) * s.padded);
 
   WhitenBlock<double, double> block = whiten_block<double, double>(p, p.moments.mean);
-  block.pixels = {w.raw, n + 1, 0, s.padded, 1, s.bands, s.padded};
+  block.pixels = {w.raw, n + 1, 0, s.padded, 1, 0, s.bands, s.padded};
   block.end = n + 1;
   block.whitened = w.samples;
   block.out_stride = block.out_bands = s.padded;
@@ -543,7 +556,8 @@ void local_scores(const RxParams& params, const Plan& p, const Shape& s, const T
     for (int r = 0; r < s.rows; ++r) {
       for (int c = 0; c < s.cols; ++c) {
         const std::int64_t pixel = static_cast<std::int64_t>(r) * s.cols + c;
-        const std::uint8_t why = window_status(params, p, s, count, r, c, s.bands + 1);
+        const std::uint8_t why = window_status(
+            params, p, s, count, r, c, static_cast<int>(needed_samples(params, s.variables)));
         if (why != status_ok) {
           out.mark(pixel, why);
         } else if (hopeless) {
@@ -668,9 +682,10 @@ void rx(const RxParams& params, const TensorView& image, const TensorView& backg
   const Shape s = shape_of(image);
   check_given(op, "score", score);
   check_given(op, "status", status);
-  if (score.dtype != image.dtype || element_count(score) != s.pixels || !is_contiguous(score) ||
-      score.read_only) {
-    throw_value_error(op, "score", "must be contiguous with one element per pixel, dtype of image",
+  if (score.dtype != real_dtype(image.dtype) || element_count(score) != s.pixels ||
+      !is_contiguous(score) || score.read_only) {
+    throw_value_error(op, "score",
+                      "must be contiguous with one element per pixel, real dtype of image",
                       shape_text(score));
   }
   if (status.dtype != DType::u8 || element_count(status) != s.pixels || !is_contiguous(status)) {
@@ -687,13 +702,15 @@ void rx(const RxParams& params, const TensorView& image, const TensorView& backg
   const bool fixed = is_given(covariance);
   const bool external = is_given(background);
 
-  bool enough = compute_moments(p.moments, image, mask, 1, threads);
+  const Normalization normalization{1, params.center};
+  bool enough = compute_moments(p.moments, image, mask, normalization, threads);
   const Moments* source = &p.moments;
   if (external) {
-    enough = compute_moments(p.background_moments, background, TensorView{}, 1, threads);
+    enough =
+        compute_moments(p.background_moments, background, TensorView{}, normalization, threads);
     source = &p.background_moments;
   }
-  const std::int64_t needed = fixed ? 1 : s.bands + 1;
+  const std::int64_t needed = fixed ? 1 : needed_samples(params, s.variables);
   if (source->count < needed || !(fixed || enough)) {
     throw_value_error(op, external ? "background" : "image",
                       "needs " + std::to_string(needed) + " usable pixels or more",

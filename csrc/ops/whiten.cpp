@@ -14,8 +14,7 @@ constexpr const char* op = "whiten";
 std::size_t whiten_workspace(const TensorView& x, int threads) {
   check_pixels(op, "x", x, {1, 2, 3});
   Scratch scratch;
-  plan_fixed_background(scratch, static_cast<int>(x.shape[x.rank - 1]),
-                        resolve_threads(op, threads));
+  plan_fixed_background(scratch, real_bands(x), resolve_threads(op, threads));
   return scratch.bytes();
 }
 
@@ -34,7 +33,7 @@ void whiten(const TensorView& x, const TensorView& mean, const TensorView& covar
   check_workspace(op, workspace, whiten_workspace(x, threads));
 
   Scratch scratch(workspace);
-  const int bands = static_cast<int>(x.shape[x.rank - 1]);
+  const int bands = real_bands(x);
   const FixedBackground background = plan_fixed_background(scratch, bands, threads);
   load_fixed_background(op, background, mean, covariance);
   dispatch_float(x.dtype, [&]<class T>() {

@@ -29,7 +29,8 @@ _TO_FLOAT32 = [
     "float16",
     "bfloat16",
 ]
-_FLOATS = ("float32", "float64")
+_REAL = ("float32", "float64")
+_PARTS = {"complex64": "float32", "complex128": "float64"}
 
 
 class SingularError(ValueError):
@@ -61,6 +62,12 @@ def library_of(array: Any) -> str | None:
 def dtype_name(array: Array) -> str:
     """Name of the dtype without the library's prefix, such as ``float32``."""
     return str(array.dtype).removeprefix("torch.")
+
+
+def real_dtype_name(array: Array) -> str:
+    """The same, of the real and imaginary parts of a complex array."""
+    name = dtype_name(array)
+    return _PARTS.get(name, name)
 
 
 def _came(array: Any) -> str:
@@ -97,7 +104,7 @@ def check_rank(op: str, argument: str, array: Array, *allowed: int) -> None:
 
 
 def as_float(op: str, argument: str, array: Any, *, like: Array | None = None) -> Array:
-    """An array that a kernel takes: float32 and float64 as they are, integers as float32.
+    """An array that a kernel takes: floats and complex numbers as they are, integers as float32.
 
     With ``like`` the array must come from the same library.
     """
@@ -108,13 +115,16 @@ def as_float(op: str, argument: str, array: Any, *, like: Array | None = None) -
             f"({library_of(like)}), got {library}"
         )
     name = dtype_name(array)
-    if name in _FLOATS:
+    if name in _REAL or name in _PARTS:
+        if library == "torch":
+            return array.resolve_conj()
         native = library != "numpy" or array.dtype.isnative
         return array if native else array.astype(array.dtype.newbyteorder("="))
     if name in _TO_FLOAT32:
         return array.float() if library == "torch" else array.astype("float32")
     raise TypeError(
-        f"{op}: {argument}: must hold real numbers (float32, float64, integers), got {name}"
+        f"{op}: {argument}: must hold numbers (float32, float64, complex64, complex128, "
+        f"integers), got {name}"
     )
 
 
@@ -169,6 +179,12 @@ def check_choice(op: str, argument: str, value: Any, choices: Sequence[str]) -> 
     if value not in choices:
         names = " or ".join(repr(choice) for choice in choices)
         raise ValueError(f"{op}: {argument}: must be {names}, got {value!r}")
+
+
+def check_flag(op: str, argument: str, value: Any) -> None:
+    """TypeError unless the value is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {argument}: must be True or False, got {value!r}")
 
 
 def as_threads(op: str, threads: Any) -> int:

@@ -32,11 +32,12 @@ def mean_covariance(
     covariance: Any,
     workspace: Any,
     ddof: float,
+    center: bool,
     threads: int,
     stream: int,
 ) -> None: ...
 def local_covariance_workspace(
-    image: Any, windows: list[tuple[int, int]], border: str, ddof: int, threads: int
+    image: Any, windows: list[tuple[int, int]], border: str, ddof: int, center: bool, threads: int
 ) -> int: ...
 def local_covariance(
     image: Any,
@@ -47,6 +48,7 @@ def local_covariance(
     windows: list[tuple[int, int]],
     border: str,
     ddof: int,
+    center: bool,
     threads: int,
     stream: int,
 ) -> None: ...
@@ -68,6 +70,7 @@ def rx_workspace(
     covariance: Any,
     window: tuple[int, int],
     border: str,
+    center: bool,
     threads: int,
 ) -> int: ...
 def rx(
@@ -81,6 +84,7 @@ def rx(
     window: tuple[int, int],
     border: str,
     load: bool,
+    center: bool,
     threads: int,
     stream: int,
     progress: Any,

@@ -14,15 +14,18 @@ struct LocalCovarianceParams {
   int window_count = 0;
   Border border = Border::shift;
   int ddof = 1;
+  bool center = true;  // false: zero mean assumed, divisor N whatever ddof is
 };
 
 MAHAL_API std::size_t local_covariance_workspace(const LocalCovarianceParams& params,
                                                  const TensorView& image, int threads);
-// image: (rows, cols, bands) float32 or float64; mask: boolean (rows, cols), false leaves a pixel
+// image: (rows, cols, bands), real or complex; mask: boolean (rows, cols), false leaves a pixel
 // out. mean: (rows, cols, windows, bands), covariance: (rows, cols, windows, bands, bands), dtype
 // of the image. NaN where a window holds a value that is not finite or no sample, or, with
 // Border::valid, is not centred on the pixel; the covariance also where a window has no more
-// samples than ddof. Sums run in float64.
+// samples than ddof. Complex images give Hermitian matrices, S_jk the mean of
+// z_j conj(z_k). Sums run in double precision. The CUDA kernels take real images and estimate the
+// mean.
 MAHAL_API void local_covariance(const LocalCovarianceParams& params, const TensorView& image,
                                 const TensorView& mask, const TensorView& mean,
                                 const TensorView& covariance, const Workspace& workspace,

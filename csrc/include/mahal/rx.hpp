@@ -30,6 +30,7 @@ struct RxParams {
   Window window;  // outer 0: global statistics
   Border border = Border::shift;
   Singular singular = Singular::load;
+  bool center = true;  // false: zero mean assumed, covariance with divisor N
   Progress progress;
   std::uint64_t* ticks = nullptr;  // for benchmarks: two counters per thread
 };
@@ -37,14 +38,14 @@ struct RxParams {
 MAHAL_API std::size_t rx_workspace(const RxParams& params, const TensorView& image,
                                    const TensorView& background, const TensorView& covariance,
                                    int threads);
-// image: (n, bands) or, with a window, (rows, cols, bands), float32 or float64.
+// image: (n, bands) or, with a window, (rows, cols, bands), real or complex.
 // background: other pixels (n, bands) or (rows, cols, bands) whose statistics are used, without a
-// window only. covariance: (bands, bands), dtype of the image or float64, used in place of the
+// window only. covariance: (bands, bands), dtype of the image or its double, used in place of the
 // estimate; the mean stays that of the background or of the window. mask: boolean, the shape of the
-// pixels; false leaves a pixel out. score: the shape of the pixels, dtype of the image; status:
-// uint8, likewise: 0 scored, 1 too few samples, 2 singular covariance (see Singular), 3 a value
-// that is not finite in the pixel or its window, 4 masked or, with Border::valid, at the edge.
-// Scores of 1, 3, 4 are NaN.
+// pixels; false leaves a pixel out. score: the shape of the pixels, dtype of the image or of its
+// parts; status: uint8, likewise: 0 scored, 1 too few samples, 2 singular covariance (see
+// Singular), 3 a value that is not finite in the pixel or its window, 4 masked or, with
+// Border::valid, at the edge. Scores of 1, 3, 4 are NaN.
 MAHAL_API void rx(const RxParams& params, const TensorView& image, const TensorView& background,
                   const TensorView& covariance, const TensorView& mask, const TensorView& score,
                   const TensorView& status, const Workspace& workspace, const Execution& execution);

@@ -71,6 +71,13 @@ constexpr std::size_t item_size(DType dtype) {
   return 0;
 }
 
+constexpr bool is_complex(DType dtype) { return dtype == DType::c64 || dtype == DType::c128; }
+
+// The dtype of the real and the imaginary part; a real dtype is its own.
+constexpr DType real_dtype(DType dtype) {
+  return dtype == DType::c64 ? DType::f32 : dtype == DType::c128 ? DType::f64 : dtype;
+}
+
 constexpr const char* dtype_name(DType dtype) {
   switch (dtype) {
     case DType::boolean:

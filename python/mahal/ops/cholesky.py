@@ -25,12 +25,13 @@ def cholesky(
     out: Array | None = None,
     threads: int | None = None,
 ) -> Array:
-    """Lower triangular L with ``L L^T = a + loading * trace(a) / n * I`` for every matrix.
+    """Lower triangular L with ``L L^H = a + loading * trace(a) / n * I`` for every matrix.
 
     Parameters
     ----------
     a : (..., n, n) array
-        Symmetric matrices, of which the lower triangle is read.
+        Symmetric or, where complex, Hermitian matrices, of which the lower triangle is read. The
+        imaginary part of the diagonal is taken as zero.
     loading : float
         Diagonal loading relative to the mean diagonal entry.
     singular : {"raise", "nan"}
@@ -46,7 +47,8 @@ def cholesky(
     Returns
     -------
     (..., n, n) array
-        Of the library, device and float dtype of ``a``, zero above the diagonal.
+        Of the library, device and dtype of ``a``, zero above the diagonal, which is real and
+        positive.
 
     Raises
     ------

@@ -13,6 +13,7 @@ from mahal._arrays import (
     as_threads,
     as_window,
     check_choice,
+    check_flag,
     check_rank,
     stream,
     workspace,
@@ -25,6 +26,7 @@ def local_covariance(
     *,
     border: str = "shift",
     ddof: int = 1,
+    center: bool = True,
     estimator: str = "scm",
     mask: Array | None = None,
     out: tuple[Array, Array] | None = None,
@@ -35,7 +37,7 @@ def local_covariance(
     Parameters
     ----------
     image : (rows, cols, bands) array
-        Integers are promoted to float32.
+        Real or complex; integers are promoted to float32.
     window : int, (inner, outer), or a list of these
         Odd sides in pixels. ``w`` is a full square; ``(inner, outer)`` is the outer square less
         the inner one. A list gives several windows in one call.
@@ -45,6 +47,9 @@ def local_covariance(
         edge pixels. ``valid``: NaN where the outer window is not centred on the pixel.
     ddof : int
         Subtracted from the number of samples in the divisor.
+    center : bool
+        False: the mean is zero by assumption, and the divisor the number of samples whatever
+        ``ddof`` is.
     estimator : {"scm"}
         Sample covariance.
     mask : (rows, cols) bool array, optional
@@ -59,7 +64,8 @@ def local_covariance(
     -------
     mean : (rows, cols, bands) array
     covariance : (rows, cols, bands, bands) array
-        Of the library, device and float dtype of the image; a list of windows adds an axis
+        Of the library, device and dtype of the image, Hermitian (``S_jk`` the mean of
+        ``z_j conj(z_k)``) where that is complex; a list of windows adds an axis
         after ``cols``. NaN where a window holds a value that is not finite, and in the covariance
         where it has no more samples than ``ddof``. Sums run in float64.
 
@@ -68,7 +74,7 @@ def local_covariance(
     ValueError
         Wrong shapes, even or inverted windows, or windows larger than the image.
     TypeError
-        Arrays that are not real, or not of one library.
+        Arrays that are not numbers, or not of one library.
     RuntimeError
         A CUDA call failed, or an array is on a device that this build has no kernel for.
     """
@@ -86,6 +92,7 @@ def local_covariance(
         raise TypeError(f"{op}: ddof: must be a whole number, got {ddof!r}")
     if ddof < 0:
         raise ValueError(f"{op}: ddof: must not be negative, got {ddof}")
+    check_flag(op, "center", center)
     count = as_threads(op, threads)
     rows, cols, bands = image.shape
     scales = (len(windows),) if several else ()
@@ -94,7 +101,9 @@ def local_covariance(
     means, covariances = (None, None) if out is None else out
     mean = as_output(op, "out[0]", means, image, (rows, cols, *scales, bands))
     covariance = as_output(op, "out[1]", covariances, image, (rows, cols, *scales, bands, bands))
-    memory = workspace(image, _core.local_covariance_workspace(image, windows, border, ddof, count))
+    memory = workspace(
+        image, _core.local_covariance_workspace(image, windows, border, ddof, center, count)
+    )
     full = (rows, cols, len(windows), bands)
     _core.local_covariance(
         image,
@@ -105,6 +114,7 @@ def local_covariance(
         windows,
         border,
         ddof,
+        center,
         count,
         stream(image),
     )

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from mahal import _core
-from mahal._arrays import Array, as_threads, dtype_name, empty, stream, workspace
+from mahal._arrays import Array, as_threads, empty, real_dtype_name, stream, workspace
 from mahal.ops._fixed import fixed_background
 
 
 def mahalanobis(x: Array, mean: Array, covariance: Array, *, threads: int | None = None) -> Array:
-    """Squared Mahalanobis distance ``(x - mean)^T covariance^-1 (x - mean)``.
+    """Squared Mahalanobis distance ``(x - mean)^H covariance^-1 (x - mean)``.
 
     Parameters
     ----------
     x : (..., bands) array
-        Integers are promoted to float32.
+        Real or complex; integers are promoted to float32.
     mean : (bands,) array
     covariance : (bands, bands) array
-        Symmetric and positive definite. Mean and covariance have the dtype of ``x`` or float64.
+        Symmetric (Hermitian) and positive definite. Mean and covariance have the dtype of ``x`` or
+        its double.
     threads : int, optional
         CPU threads; the result does not depend on it.
 
     Returns
     -------
     array of the shape of the pixels of ``x``
-        Of its library, device and float dtype. Computed as ``|L^-1 (x - mean)|^2`` with the
+        Of its library, device and precision, real. Computed as ``|L^-1 (x - mean)|^2`` with the
         Cholesky factor L in float64, so it is never negative.
 
     Raises
@@ -31,12 +32,12 @@ def mahalanobis(x: Array, mean: Array, covariance: Array, *, threads: int | None
     ValueError
         Wrong shapes, or a covariance that is not symmetric and positive definite.
     TypeError
-        Arrays that are not real, or not of one library and dtype.
+        Arrays that are not numbers, or not of one library and dtype.
     """
     op = "mahalanobis"
     pixels, mean, covariance = fixed_background(op, x, mean, covariance)
     count = as_threads(op, threads)
-    score = empty(pixels, tuple(x.shape[:-1]), dtype_name(pixels))
+    score = empty(pixels, tuple(x.shape[:-1]), real_dtype_name(pixels))
     if 0 in x.shape:
         return score
     memory = workspace(pixels, _core.mahalanobis_workspace(pixels, count))

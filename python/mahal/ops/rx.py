@@ -16,9 +16,10 @@ from mahal._arrays import (
     as_threads,
     as_window,
     check_choice,
+    check_flag,
     check_rank,
-    dtype_name,
     empty,
+    real_dtype_name,
     stream,
     to_host,
     workspace,
@@ -37,26 +38,27 @@ def rx(
     estimator: str = "scm",
     border: str = "shift",
     singular: str = "load",
+    center: bool = True,
     return_status: bool = False,
     threads: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Any:
     """Squared Mahalanobis distance of every pixel to its background (Reed-Xiaoli detector).
 
-    ``score = (x - m)^T S^-1 (x - m)`` with mean m and unbiased covariance S (divisor N - 1) of the
+    ``score = (x - m)^H S^-1 (x - m)`` with mean m and unbiased covariance S (divisor N - 1) of the
     whole image, of another image, or of a window around the pixel.
 
     Parameters
     ----------
     image : (rows, cols, bands) array; without ``window`` also (n, bands)
-        Integers are promoted to float32.
+        Real or complex; integers are promoted to float32.
     window : int or (inner, outer), optional
         Local detector with odd sides in pixels: the samples are the outer square less the inner
         one; a single side means no inner square, and the pixel is one of its own samples.
     background : (rows, cols, bands) or (n, bands) array, optional
         Other pixels that give m and S. Not together with ``window``.
     covariance : (bands, bands) array, optional
-        S itself, in the dtype of the image or float64; only m is estimated, from the image, the
+        S itself, in the dtype of the image or its double; only m is estimated, from the image, the
         background or the window.
     mask : bool array of the shape of the pixels, optional
         True where a pixel is used; others are neither scored nor samples.
@@ -73,6 +75,9 @@ def rx(
         the data; a singular G gets ``1e-10 trace(G) / bands`` on its diagonal first and stands in
         for a global S. ``nan`` scores NaN. ``raise`` raises `SingularError`. Other pixels are
         untouched.
+    center : bool
+        False: the mean is zero by assumption, ``m = 0`` and S has divisor N; the habit for
+        single-look complex radar images.
     return_status : bool
         Also return the status of every pixel.
     threads : int, optional
@@ -83,7 +88,7 @@ def rx(
     Returns
     -------
     scores : array of the shape of the pixels
-        Of the library, device and float dtype of the image. NaN where the status is 1, 3 or 4.
+        Of the library, device and precision of the image, real. NaN where the status is 1, 3 or 4.
     status : uint8 array, with ``return_status``
         0 scored; 1 too few samples; 2 singular, see ``singular``; 3 a value that is not finite in
         the pixel or, with a window, among its samples; 4 masked or, with ``border="valid"``, at
@@ -92,9 +97,10 @@ def rx(
     Raises
     ------
     ValueError
-        Wrong shapes; even, inverted or too large windows; fewer samples than bands + 1.
+        Wrong shapes; even, inverted or too large windows; fewer samples than bands + 1 (bands
+        without ``center``).
     TypeError
-        Arrays that are not real, or not of one library and dtype.
+        Arrays that are not numbers, or not of one library and dtype.
     SingularError
         With ``singular="raise"``; the text has the number of pixels.
 
@@ -127,12 +133,13 @@ def rx(
     if covariance is not None:
         covariance = as_float(op, "covariance", covariance, like=image)
     mask = as_mask(op, mask, image)
+    check_flag(op, "center", center)
     count = as_threads(op, threads)
     pixels = tuple(image.shape[:-1])
     memory = workspace(
-        image, _core.rx_workspace(image, background, covariance, sides, border, count)
+        image, _core.rx_workspace(image, background, covariance, sides, border, center, count)
     )
-    scores = empty(image, pixels, dtype_name(image))
+    scores = empty(image, pixels, real_dtype_name(image))
     status = empty(image, pixels, "uint8")
     _core.rx(
         image,
@@ -145,6 +152,7 @@ def rx(
         sides,
         border,
         singular == "load",
+        center,
         count,
         stream(image),
         progress,

@@ -15,15 +15,16 @@ def whiten(
     out: Array | None = None,
     threads: int | None = None,
 ) -> Array:
-    """Whitened spectra ``L^-1 (x - mean)`` with ``covariance = L L^T``, L lower triangular.
+    """Whitened spectra ``L^-1 (x - mean)`` with ``covariance = L L^H``, L lower triangular.
 
     Parameters
     ----------
     x : (..., bands) array
-        Integers are promoted to float32.
+        Real or complex; integers are promoted to float32.
     mean : (bands,) array
     covariance : (bands, bands) array
-        Symmetric and positive definite. Mean and covariance have the dtype of ``x`` or float64.
+        Symmetric (Hermitian) and positive definite. Mean and covariance have the dtype of ``x`` or
+        its double.
     out : array of the shape of ``x``, optional
         Contiguous array of the library, device and float dtype of ``x`` that takes the result.
     threads : int, optional
@@ -32,7 +33,7 @@ def whiten(
     Returns
     -------
     array of the shape of ``x``
-        Of its library, device and float dtype. Factor and substitution are float64. Over the
+        Of its library, device and dtype. Factor and substitution are in double precision. Over the
         pixels that made mean and covariance the result has mean 0 and covariance I.
 
     Raises
@@ -40,7 +41,7 @@ def whiten(
     ValueError
         Wrong shapes, or a covariance that is not symmetric and positive definite.
     TypeError
-        Arrays that are not real, or not of one library and dtype.
+        Arrays that are not numbers, or not of one library and dtype.
     """
     op = "whiten"
     pixels, mean, covariance = fixed_background(op, x, mean, covariance)

@@ -48,7 +48,8 @@ class Case:
     label : str
         Name in failure messages, different for every case of an op.
     arrays : tuple of arrays
-        Positional arguments. Float arrays are cast to the dtype under test, others are kept.
+        Positional arguments. Float and complex arrays are cast to the precision of the dtype
+        under test, others are kept.
     params : mapping
         Keyword arguments; float arrays among them are cast as well.
     condition : float
@@ -69,7 +70,7 @@ class Case:
 
 def _largest(case: Case, expected: Outputs) -> tuple[Any, ...]:
     return tuple(
-        float(np.nanmax(np.abs(e), initial=0.0)) if e.dtype.kind == "f" else 0.0 for e in expected
+        float(np.nanmax(np.abs(e), initial=0.0)) if e.dtype.kind in "fc" else 0.0 for e in expected
     )
 
 
@@ -96,7 +97,8 @@ class OpSpec:
         Each takes the case, as passed to the op, and the outputs as numpy arrays, and raises
         AssertionError when they break a law of the op.
     dtypes : sequence of dtypes
-        Floating dtypes that the op takes and gives back.
+        Floating or complex dtypes that the op takes and gives back. Outputs that are real in the
+        reference have the dtype of the parts.
     promoted : sequence of dtypes
         Further dtypes that the op computes in float32.
     layouts : sequence of str
@@ -131,8 +133,10 @@ class Summary(NamedTuple):
     libraries: tuple[str, ...]
 
 
-def random_spd(size: int, condition: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Symmetric positive definite matrix with a chosen condition number.
+def random_spd(
+    size: int, condition: float, rng: np.random.Generator, *, hermitian: bool = False
+) -> Array:
+    """Symmetric or Hermitian positive definite matrix with a chosen condition number.
 
     Parameters
     ----------
@@ -143,15 +147,20 @@ def random_spd(size: int, condition: float, rng: np.random.Generator) -> NDArray
         evenly in the logarithm.
     rng : numpy.random.Generator
         Chooses the eigenvectors.
+    hermitian : bool
+        Complex eigenvectors.
 
     Returns
     -------
-    (size, size) float64 array
+    (size, size) float64 array, or complex128
     """
-    basis, _ = np.linalg.qr(rng.standard_normal((size, size)))
+    directions: Array = rng.standard_normal((size, size))
+    if hermitian:
+        directions = directions + 1j * rng.standard_normal((size, size))
+    basis, _ = np.linalg.qr(directions)
     values = np.logspace(0.0, -np.log10(condition), size)
-    matrix = (basis * values) @ basis.T
-    return np.asarray((matrix + matrix.T) / 2)
+    matrix = (basis * values) @ basis.conj().T
+    return np.asarray((matrix + matrix.conj().T) / 2)
 
 
 def random_scene(
@@ -161,7 +170,8 @@ def random_scene(
     condition: float = 50.0,
     offset: float = 100.0,
     scale: float = 20.0,
-) -> NDArray[np.float64]:
+    circular: bool = False,
+) -> Array:
     """Gaussian pixels with correlated bands.
 
     Parameters
@@ -175,12 +185,17 @@ def random_scene(
         Mean of every band.
     scale : float
         Standard deviation of the direction that varies most.
+    circular : bool
+        Complex pixels, circular about their mean.
 
     Returns
     -------
-    float64 array of that shape
+    float64 array of that shape, or complex128
     """
-    mixing = np.linalg.cholesky(random_spd(shape[-1], condition, rng))
+    mixing = np.linalg.cholesky(random_spd(shape[-1], condition, rng, hermitian=circular))
+    if circular:
+        noise = rng.standard_normal((*shape, 2)) @ np.array([1.0, 1.0j]) / np.sqrt(2.0)
+        return np.asarray(offset + scale * noise @ mixing.T)
     return np.asarray(offset + scale * rng.standard_normal(shape) @ mixing.T)
 
 
@@ -397,8 +412,15 @@ def _cast(value: Any, dtype: np.dtype[Any]) -> Any:
         if dtype.kind in "iu":
             limits = np.iinfo(dtype)
             return np.clip(np.rint(value), limits.min, limits.max).astype(dtype)
+        return value.astype(_real(dtype))
+    if isinstance(value, np.ndarray) and value.dtype.kind == "c":
         return value.astype(dtype)
     return value
+
+
+def _real(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of the parts of a complex one; others are their own."""
+    return np.empty(0, dtype).real.dtype
 
 
 class _Call(NamedTuple):
@@ -488,16 +510,17 @@ class _Runner:
     ) -> None:
         if got.shape != want.shape:
             raise self.fail(call, f"output {k} has shape {got.shape}, not {want.shape}")
-        if want.dtype.kind != "f":
+        if want.dtype.kind not in "fc":
             if not np.array_equal(got, want):
                 first = tuple(int(i) for i in np.argwhere(got != want)[0])
                 problem = f"output {k} at {first} is {got[first]}, not {want[first]}"
                 raise self.fail(call, problem)
             return
-        if got.dtype != work:
-            raise self.fail(call, f"output {k} has dtype {got.dtype}, not {work}")
+        wanted = work if want.dtype.kind == "c" else _real(work)
+        if got.dtype != wanted:
+            raise self.fail(call, f"output {k} has dtype {got.dtype}, not {wanted}")
         wrong = np.isnan(got) != np.isnan(want)
-        error = np.abs(got.astype(np.float64) - want)
+        error = np.abs(got.astype(want.dtype) - want)
         wrong |= ~np.isnan(want) & ~(error <= allowed)
         if wrong.any():
             excess = np.where(wrong, np.nan_to_num(error, nan=np.inf), -1.0)

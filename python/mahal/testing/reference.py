@@ -2,12 +2,12 @@
 
 Nothing here calls a kernel of mahal: the definitions below are plain numpy, one window after
 the other, and they are what the kernels are compared with. All of them compute and return
-float64 whatever the input dtype is.
+float64, or complex128 where the input is complex, whatever the input dtype is.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,6 +37,9 @@ __all__ = [
 Float64: TypeAlias = NDArray[np.float64]
 Window: TypeAlias = int | tuple[int, int]
 
+Numbers: TypeAlias = NDArray[Any]
+"""float64 or complex128"""
+
 OK = 0
 TOO_FEW_SAMPLES = 1
 SINGULAR = 2
@@ -63,10 +66,21 @@ It is taken in the units of the image, where real scenes go down to 1e-9."""
 _EPS = float(np.finfo(np.float64).eps)
 
 
+def _double(x: ArrayLike) -> Numbers:
+    """The values in double precision, real or complex as they are."""
+    values = np.asarray(x)
+    return values.astype(np.complex128 if values.dtype.kind == "c" else np.float64)
+
+
+def _power(y: Numbers) -> Float64:
+    """Sum of the squared magnitudes over the last axis."""
+    return np.asarray((np.abs(y) ** 2).sum(axis=-1))
+
+
 class Factor(NamedTuple):
     """Lower Cholesky factors and their status (0 ok, 2 singular, 3 non-finite)."""
 
-    lower: Float64
+    lower: Numbers
     status: NDArray[np.uint8]
 
 
@@ -148,28 +162,36 @@ def ring_indices(
     return (wanted_rows[:, None] * cols + wanted_cols[None, :])[keep]
 
 
-def _moments(samples: Float64, ddof: int) -> tuple[Float64, Float64]:
+def _moments(samples: Numbers, ddof: int, center: bool = True) -> tuple[Numbers, Numbers]:
     """Mean and covariance of (n, bands) samples, two passes, anchored at the first sample.
 
-    The anchor makes the covariance of identical samples exactly zero.
+    The anchor makes the covariance of identical samples exactly zero. Without ``center`` the mean
+    is zero by assumption and the divisor n.
     """
+    if not center:
+        return np.zeros_like(samples[0]), samples.T @ samples.conj() / len(samples)
     if len(samples) <= ddof:
         bands = samples.shape[1]
         return samples.mean(axis=0), np.full((bands, bands), np.nan)
     centred = samples - samples[0]
     shift = centred.mean(axis=0)
     centred = centred - shift
-    return samples[0] + shift, centred.T @ centred / (len(samples) - ddof)
+    return samples[0] + shift, centred.T @ centred.conj() / (len(samples) - ddof)
 
 
-def _finite(samples: Float64) -> NDArray[np.bool_]:
+def _finite(samples: Numbers) -> NDArray[np.bool_]:
     """Which of the (n, bands) samples hold finite values only."""
     return np.asarray(np.isfinite(samples).all(axis=1))
 
 
 def mean_covariance(
-    x: ArrayLike, *, mask: ArrayLike | None = None, estimator: str = "scm", ddof: int = 1
-) -> tuple[Float64, Float64]:
+    x: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    estimator: str = "scm",
+    ddof: int = 1,
+    center: bool = True,
+) -> tuple[Numbers, Numbers]:
     """Mean and covariance of all usable samples.
 
     Parameters
@@ -182,16 +204,20 @@ def mean_covariance(
         Sample covariance matrix.
     ddof : int
         The sum of squares is divided by the sample count minus ``ddof``.
+    center : bool
+        False: the mean is zero by assumption, and the divisor the sample count.
 
     Returns
     -------
-    mean : (bands,) float64 array
-    covariance : (bands, bands) float64 array
+    mean : (bands,) array
+    covariance : (bands, bands) array
+        The mean of ``z_j conj(z_k)`` at (j, k).
     """
     if estimator != "scm":
         raise ValueError(f"mean_covariance: estimator: must be 'scm', got {estimator!r}")
-    data = np.asarray(x, dtype=np.float64)
+    data = _double(x)
     samples = data.reshape(-1, data.shape[-1])
+    ddof = ddof if center else 0
     usable = _finite(samples)
     if mask is not None:
         usable &= np.asarray(mask, dtype=bool).reshape(-1)
@@ -199,7 +225,7 @@ def mean_covariance(
         raise ValueError(
             f"mean_covariance: x: needs more than {ddof} usable samples, got {usable.sum()}"
         )
-    return _moments(samples[usable], ddof)
+    return _moments(samples[usable], ddof, center)
 
 
 def local_covariance(
@@ -208,9 +234,10 @@ def local_covariance(
     *,
     border: str = "shift",
     ddof: int = 1,
+    center: bool = True,
     estimator: str = "scm",
     mask: ArrayLike | None = None,
-) -> tuple[Float64, Float64]:
+) -> tuple[Numbers, Numbers]:
     """Mean and covariance of the window of every pixel.
 
     Parameters
@@ -222,6 +249,8 @@ def local_covariance(
         See `ring_indices`.
     ddof : int
         The sum of squares is divided by the sample count minus ``ddof``.
+    center : bool
+        False: the mean is zero by assumption, and the divisor the sample count.
     estimator : {"scm"}
         Sample covariance matrix.
     mask : (rows, cols) bool array, optional
@@ -229,22 +258,25 @@ def local_covariance(
 
     Returns
     -------
-    mean : (rows, cols[, scales], bands) float64 array
-    covariance : (rows, cols[, scales], bands, bands) float64 array
+    mean : (rows, cols[, scales], bands) array
+    covariance : (rows, cols[, scales], bands, bands) array
         Both NaN where the window leaves the image (``valid``), holds a non-finite usable pixel or
         has no samples; the covariance also where it has no more than ``ddof``.
     """
     if estimator != "scm":
         raise ValueError(f"local_covariance: estimator: must be 'scm', got {estimator!r}")
     if isinstance(window, list):
-        maps = [local_covariance(image, w, border=border, ddof=ddof, mask=mask) for w in window]
+        maps = [
+            local_covariance(image, w, border=border, ddof=ddof, center=center, mask=mask)
+            for w in window
+        ]
         return np.stack([m for m, _ in maps], axis=2), np.stack([c for _, c in maps], axis=2)
-    data = np.asarray(image, dtype=np.float64)
+    data = _double(image)
     rows, cols, bands = data.shape
     flat = data.reshape(-1, bands)
     use = np.ones(rows * cols, dtype=bool) if mask is None else np.asarray(mask, bool).reshape(-1)
-    mean = np.full((rows, cols, bands), np.nan)
-    covariance = np.full((rows, cols, bands, bands), np.nan)
+    mean = np.full((rows, cols, bands), np.nan, data.dtype)
+    covariance = np.full((rows, cols, bands, bands), np.nan, data.dtype)
     for row in range(rows):
         for col in range(cols):
             ring = ring_indices(row, col, rows, cols, window, border)
@@ -252,7 +284,7 @@ def local_covariance(
                 continue
             samples = flat[ring[use[ring]]]
             if len(samples) > 0 and np.isfinite(samples).all():
-                mean[row, col], covariance[row, col] = _moments(samples, ddof)
+                mean[row, col], covariance[row, col] = _moments(samples, ddof, center)
     return mean, covariance
 
 
@@ -284,22 +316,23 @@ def pivot_ratios(a: ArrayLike) -> Float64:
     return np.array(ratios)
 
 
-def _factor(a: Float64, smallest: float) -> tuple[Float64, int]:
+def _factor(a: Numbers, smallest: float) -> tuple[Numbers, int]:
     """Lower factor of one matrix by columns; NaN factor and the status where it fails.
 
     It fails where a pivot is not larger than ``smallest`` times the diagonal entry.
     """
     size = len(a)
-    failed = np.full((size, size), np.nan)
-    lower = np.zeros((size, size))
+    failed = np.full_like(a, np.nan)
+    lower = np.zeros_like(a)
     if not np.isfinite(np.tril(a)).all():
         return failed, NON_FINITE
     for k in range(size):
-        pivot = a[k, k] - lower[k, :k] @ lower[k, :k]
-        if pivot <= smallest * a[k, k]:
+        diagonal = a[k, k].real
+        pivot = diagonal - _power(lower[k, :k])
+        if pivot <= smallest * diagonal:
             return failed, SINGULAR
         lower[k, k] = np.sqrt(pivot)
-        lower[k + 1 :, k] = (a[k + 1 :, k] - lower[k + 1 :, :k] @ lower[k, :k]) / lower[k, k]
+        lower[k + 1 :, k] = (a[k + 1 :, k] - lower[k + 1 :, :k] @ lower[k, :k].conj()) / lower[k, k]
     return lower, OK
 
 
@@ -309,7 +342,7 @@ def cholesky(a: ArrayLike, *, loading: float = 0.0, eps: float = _EPS) -> Factor
     Parameters
     ----------
     a : (..., n, n) array
-        Symmetric matrices; only the lower triangle is read.
+        Symmetric or Hermitian matrices; only the lower triangle is read.
     loading : float
         Diagonal loading relative to the mean of the diagonal.
     eps : float
@@ -322,23 +355,23 @@ def cholesky(a: ArrayLike, *, loading: float = 0.0, eps: float = _EPS) -> Factor
         ``lower`` (..., n, n), NaN where the matrix is singular or not finite, and ``status``
         (...).
     """
-    matrices = np.asarray(a, dtype=np.float64)
+    matrices = _double(a)
     size = matrices.shape[-1]
     batch = matrices.reshape(-1, size, size)
     lower = np.empty_like(batch)
     status = np.empty(len(batch), dtype=np.uint8)
     for k, matrix in enumerate(batch):
-        loaded = matrix + loading * np.trace(matrix) / size * np.eye(size)
+        loaded = matrix + loading * np.trace(matrix).real / size * np.eye(size)
         lower[k], status[k] = _factor(loaded, size * eps)
     return Factor(lower.reshape(matrices.shape), status.reshape(matrices.shape[:-2]))
 
 
-def _lower(a: Float64) -> Float64:
+def _lower(a: Numbers) -> Numbers:
     """Factor of a matrix that is known to be positive definite."""
-    return np.asarray(np.linalg.cholesky(a), dtype=np.float64)
+    return np.asarray(np.linalg.cholesky(a))
 
 
-def _forward(lower: Float64, right: Float64) -> Float64:
+def _forward(lower: Numbers, right: Numbers) -> Numbers:
     """Solve ``lower @ y = right`` for every row of ``right`` by forward substitution."""
     y = np.zeros_like(right)
     for k in range(len(lower)):
@@ -346,8 +379,8 @@ def _forward(lower: Float64, right: Float64) -> Float64:
     return y
 
 
-def whiten(x: ArrayLike, mean: ArrayLike, covariance: ArrayLike) -> Float64:
-    """Whitened samples ``L^-1 (x - mean)`` with ``covariance = L L^T``.
+def whiten(x: ArrayLike, mean: ArrayLike, covariance: ArrayLike) -> Numbers:
+    """Whitened samples ``L^-1 (x - mean)`` with ``covariance = L L^H``.
 
     Parameters
     ----------
@@ -358,19 +391,19 @@ def whiten(x: ArrayLike, mean: ArrayLike, covariance: ArrayLike) -> Float64:
 
     Returns
     -------
-    (..., bands) float64 array
+    (..., bands) array
     """
-    data = np.asarray(x, dtype=np.float64)
+    data = _double(x)
     lower, status = cholesky(covariance)
     if status != OK:
         raise ValueError("whiten: covariance: must be positive definite, got a singular matrix")
     bands = data.shape[-1]
-    centred = data.reshape(-1, bands) - np.asarray(mean, dtype=np.float64)
+    centred = data.reshape(-1, bands) - _double(mean)
     return _forward(lower, centred).reshape(data.shape)
 
 
 def mahalanobis(x: ArrayLike, mean: ArrayLike, covariance: ArrayLike) -> Float64:
-    """Squared Mahalanobis distance ``(x - mean)^T covariance^-1 (x - mean)``.
+    """Squared Mahalanobis distance ``(x - mean)^H covariance^-1 (x - mean)``.
 
     Parameters
     ----------
@@ -383,28 +416,29 @@ def mahalanobis(x: ArrayLike, mean: ArrayLike, covariance: ArrayLike) -> Float64
     -------
     (...) float64 array
     """
-    return np.asarray((whiten(x, mean, covariance) ** 2).sum(axis=-1))
+    return _power(whiten(x, mean, covariance))
 
 
 class _Whitening(NamedTuple):
     """A map ``y = L^-1 (x - mean)`` and whether its covariance had to be loaded."""
 
-    mean: Float64
-    lower: Float64
+    mean: Numbers
+    lower: Numbers
     singular: bool
 
-    def __call__(self, samples: Float64) -> Float64:
+    def __call__(self, samples: Numbers) -> Numbers:
         return _forward(self.lower, samples - self.mean)
 
 
-def _whitening(mean: Float64, covariance: Float64) -> _Whitening:
+def _whitening(mean: Numbers, covariance: Numbers) -> _Whitening:
     lower, status = _factor(covariance, SINGULAR_GLOBAL_PIVOT)
     if status == OK:
         return _Whitening(mean, lower, False)
     bands = len(mean)
-    average = np.trace(covariance) / bands
+    average = np.trace(covariance).real / bands
     identity = np.eye(bands)
     loaded = covariance + DEGENERATE_LOADING * average * identity if average > 0 else identity
+    loaded = loaded.astype(covariance.dtype)
     return _Whitening(mean, _lower(loaded), True)
 
 
@@ -418,8 +452,9 @@ def rx(
     estimator: str = "scm",
     border: str = "shift",
     singular: str = "load",
+    center: bool = True,
 ) -> tuple[Float64, NDArray[np.uint8]]:
-    """Scores of the Reed-Xiaoli detector, ``d^T S^-1 d`` with ``d = x - m``, and their status.
+    """Scores of the Reed-Xiaoli detector, ``d^H S^-1 d`` with ``d = x - m``, and their status.
 
     Parameters
     ----------
@@ -438,12 +473,15 @@ def rx(
     border : {"shift", "reflect", "valid"}
     singular : {"load", "nan"}
         What happens where S is singular.
+    center : bool
+        False: m is zero by assumption, and S has divisor N.
 
     Returns
     -------
     scores : (rows, cols) or (n,) float64 array
     status : uint8 array of the same shape
-        0 ok, 1 too few samples (fewer than bands + 1; with a fixed covariance none), 2 singular,
+        0 ok, 1 too few samples (fewer than bands + 1, or bands without ``center``; with a fixed
+        covariance none), 2 singular,
         3 non-finite pixel in the window or under test, 4 masked, or at the edge for ``valid``.
         Scores are NaN for 1, 3 and 4.
 
@@ -467,7 +505,7 @@ def rx(
     """
     if estimator != "scm":
         raise ValueError(f"rx: estimator: must be 'scm', got {estimator!r}")
-    data = np.asarray(image, dtype=np.float64)
+    data = _double(image)
     shape, bands = data.shape[:-1], data.shape[-1]
     flat = data.reshape(-1, bands)
     use = np.ones(len(flat), bool) if mask is None else np.asarray(mask, bool).reshape(-1)
@@ -481,29 +519,30 @@ def rx(
     if background is None:
         population = flat[use & finite]
     else:
-        other = np.asarray(background, dtype=np.float64).reshape(-1, bands)
+        other = _double(background).reshape(-1, bands)
         population = other[_finite(other)]
-    needed = bands + 1 if covariance is None else 1
+    needed = bands + int(center) if covariance is None else 1
     if window is None and len(population) < needed:
         raise ValueError(f"rx: image: needs {needed} usable pixels, got {len(population)}")
     if not len(scored):
         return scores.reshape(shape), status.reshape(shape)
     if covariance is not None:
-        to_white = _whitening(population.mean(axis=0), np.asarray(covariance, dtype=np.float64))
+        origin = population.mean(axis=0) if center else np.zeros(bands)
+        to_white = _whitening(origin, _double(covariance))
         if to_white.singular:
             raise ValueError("rx: covariance: must be positive definite, got a singular matrix")
-    elif len(population) > 1:
-        to_white = _whitening(*_moments(population, 1))
+    elif len(population) > int(center):
+        to_white = _whitening(*_moments(population, 1, center))
     else:
         to_white = _whitening(population[0], np.zeros((bands, bands)))
     white = to_white(np.where(finite[:, None], flat, np.nan))
 
     if window is None:
-        power = (white[scored] ** 2).sum(axis=1)
+        power = _power(white[scored])
         if to_white.singular:
             # Whitened by its loaded self, S is I minus the small part that the loading added.
-            own = _moments(to_white(population), 1)[1] + LOADING * np.eye(bands)
-            power = (_forward(_lower(own), white[scored]) ** 2).sum(axis=1)
+            own = _moments(to_white(population), 1, center)[1] + LOADING * np.eye(bands)
+            power = _power(_forward(_lower(own), white[scored]))
             status[scored] = SINGULAR
             if singular == "nan":
                 power = np.full(len(scored), np.nan)
@@ -524,14 +563,14 @@ def rx(
         elif covariance is not None:
             anchored = samples - samples[0]
             centred = white[pixel] - samples[0] - anchored.mean(axis=0)
-            scores[pixel] = centred @ centred
+            scores[pixel] = _power(centred)
         else:
-            local_mean, local = _moments(samples, 1)
+            local_mean, local = _moments(samples, 1, center)
             lower, failed = _factor(local, SINGULAR_PIVOT)
             if failed or to_white.singular:
                 status[pixel] = SINGULAR
                 if singular == "nan":
                     continue
                 lower = _lower(local + LOADING * np.eye(bands))
-            scores[pixel] = (_forward(lower, (white[pixel] - local_mean)[None]) ** 2).sum()
+            scores[pixel] = _power(_forward(lower, (white[pixel] - local_mean)[None]))[0]
     return scores.reshape(shape), status.reshape(shape)
