@@ -18,7 +18,16 @@ import nox
 ROOT = Path(__file__).parent
 BUILD = ROOT / "build"
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
-OPS = ("mean_covariance", "local_covariance", "cholesky", "whiten", "mahalanobis", "rx")
+OPS = (
+    "mean_covariance",
+    "local_covariance",
+    "cholesky",
+    "whiten",
+    "mahalanobis",
+    "matched",
+    "rx",
+    "spectral_angle",
+)
 TORCH = "torch==2.13.0"
 
 nox.needs_version = ">=2025.5.1"

@@ -15,8 +15,10 @@
 #include "mahal/error.hpp"
 #include "mahal/local_covariance.hpp"
 #include "mahal/mahalanobis.hpp"
+#include "mahal/matched.hpp"
 #include "mahal/mean_covariance.hpp"
 #include "mahal/rx.hpp"
+#include "mahal/spectral_angle.hpp"
 #include "mahal/whiten.hpp"
 
 namespace {
@@ -251,6 +253,51 @@ void rx(const Array& image, const Array& background, const Array& covariance, co
             execution_of(threads, stream));
 }
 
+mahal::MatchedScore matched_score_from_name(const std::string& name) {
+  if (name == "ace") return mahal::MatchedScore::ace;
+  if (name == "signed_ace") return mahal::MatchedScore::signed_ace;
+  if (name == "subspace_ace") return mahal::MatchedScore::subspace_ace;
+  if (name == "filter") return mahal::MatchedScore::filter;
+  if (name == "normalized_filter") return mahal::MatchedScore::normalized_filter;
+  if (name == "cem") return mahal::MatchedScore::cem;
+  if (name == "centered_cem") return mahal::MatchedScore::centered_cem;
+  mahal::throw_value_error("matched", "score", "must be one of MatchedScore", quoted(name));
+}
+
+mahal::MatchedParams matched_params(const std::string& score, bool load) {
+  mahal::MatchedParams params;
+  params.score = matched_score_from_name(score);
+  params.singular = load ? mahal::Singular::load : mahal::Singular::nan;
+  return params;
+}
+
+std::size_t matched_workspace(const Array& image, const Array& target, const Array& background,
+                              const Array& covariance, const std::string& score, int threads) {
+  return mahal::matched_workspace(matched_params(score, true), image, target, background,
+                                  covariance, threads);
+}
+
+void matched(const Array& image, const Array& target, const Array& background,
+             const Array& covariance, const Array& mask, const Array& scores, const Array& status,
+             const Array& workspace, const std::string& score, bool load, int threads,
+             std::uintptr_t stream) {
+  const mahal::MatchedParams params = matched_params(score, load);
+  const Unlock unlock;
+  mahal::matched(params, image, target, background, covariance, mask, scores, status,
+                 workspace_of(workspace), execution_of(threads, stream));
+}
+
+std::size_t spectral_angle_workspace(const Array& image, const Array& target, int threads) {
+  return mahal::spectral_angle_workspace(image, target, threads);
+}
+
+void spectral_angle(const Array& image, const Array& target, const Array& angle,
+                    const Array& workspace, int threads, std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::spectral_angle(image, target, angle, workspace_of(workspace),
+                        execution_of(threads, stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -279,8 +326,12 @@ PYBIND11_MODULE(_core, m) {
   m.def("whiten", &whiten);
   m.def("mahalanobis_workspace", &mahalanobis_workspace);
   m.def("mahalanobis", &mahalanobis);
+  m.def("matched_workspace", &matched_workspace);
+  m.def("matched", &matched);
   m.def("rx_workspace", &rx_workspace);
   m.def("rx", &rx);
+  m.def("spectral_angle_workspace", &spectral_angle_workspace);
+  m.def("spectral_angle", &spectral_angle);
 
   // For tests.
   m.def("_describe", &describe, py::arg("array"));

@@ -14,6 +14,23 @@
 
 namespace mahal {
 
+void load_targets(const char* op, const TensorView& target, std::int64_t padded, double* rows) {
+  const std::int64_t bands = target.shape[1];
+  dispatch_float(target.dtype, [&]<class T>() {
+    const T* data = static_cast<const T*>(target.data);
+    for (std::int64_t k = 0; k < target.shape[0]; ++k) {
+      double* row = rows + k * padded;
+      for (std::int64_t j = 0; j < bands; ++j) {
+        row[j] = static_cast<double>(data[k * target.strides[0] + j * target.strides[1]]);
+        if (!std::isfinite(row[j])) {
+          throw_value_error(op, "target", "must be finite", std::to_string(row[j]));
+        }
+      }
+      std::fill(row + bands, row + padded, 0.0);
+    }
+  });
+}
+
 namespace {
 
 // At most so many partial Gram matrices are kept; their number follows from the image alone.
@@ -185,6 +202,21 @@ bool factor_covariance(const Factor& factor, int bands) {
     return CholeskyKernel<I>::factor_one(factor.lower, bands, factor.padded, smallest_pivot,
                                          factor.inverse_diagonal);
   });
+}
+
+bool factor_unit(const Factor& factor, double* unloaded, int bands) {
+  const std::int64_t size = static_cast<std::int64_t>(factor.padded) * factor.padded;
+  std::copy_n(factor.lower, size, unloaded);
+  if (factor_covariance(factor, bands)) return false;
+  double trace = 0;
+  for (int j = 0; j < bands; ++j) trace += unloaded[j * (factor.padded + 1LL)];
+  // A constant image has no scale of its own.
+  double extra = trace > 0 ? unit_loading * trace / bands : 1.0;
+  for (;; extra *= 10) {
+    std::copy_n(unloaded, size, factor.lower);
+    for (int j = 0; j < bands; ++j) factor.lower[j * (factor.padded + 1LL)] += extra;
+    if (factor_covariance(factor, bands)) return true;
+  }
 }
 
 void load_covariance(const char* op, const Factor& factor, const TensorView& covariance) {

@@ -46,6 +46,10 @@ inline std::int64_t pixel_count(const TensorView& x) {
   return count;
 }
 
+// Reads (targets, bands) spectra into rows of `padded` elements, the rest zero. Throws ValueError
+// in the name of `op` unless all are finite.
+void load_targets(const char* op, const TensorView& target, std::int64_t padded, double* rows);
+
 struct Moments {
   // Results. A Hermitian covariance S of complex bands stands in its real form, which is symmetric
   // too: Re S_jk at (2j, 2k) and (2j + 1, 2k + 1), Im S_jk at (2j + 1, 2k), its negative at
@@ -86,11 +90,18 @@ struct Factor {
 Factor plan_factor(Scratch& scratch, int bands);
 // In place; false when a pivot is not above `smallest_pivot` of its diagonal entry.
 bool factor_covariance(const Factor& factor, int bands);
+// The same for the covariance of a whole image, loaded as far as it takes to make it invertible:
+// true when it was. `unloaded`: padded x padded of scratch.
+bool factor_unit(const Factor& factor, double* unloaded, int bands);
 // Reads a bands x bands matrix and factors it. Throws ValueError in the name of `op` when it is not
 // symmetric (Hermitian) or not positive definite.
 void load_covariance(const char* op, const Factor& factor, const TensorView& covariance);
 
 // In the units of the image, where covariances of real scenes go down to 1e-9.
 inline constexpr double smallest_pivot = 1e-13;
+
+// Relative to trace / bands: makes a singular covariance of the whole image invertible, so that it
+// can serve as the unit of the data. Far below what `rx_loading` then adds to single windows.
+inline constexpr double unit_loading = 1e-10;
 
 }  // namespace mahal

@@ -216,6 +216,14 @@ struct Simd {
     return v;
   }
 
+  // Sum over the lanes, always in the same order.
+  static MAHAL_INLINE T sum(V v) {
+    T total = v[0];
+    MAHAL_UNROLL
+    for (int i = 1; i < lanes; ++i) total += v[i];
+    return total;
+  }
+
   template <int S, int... I>
   static MAHAL_INLINE void exchange(V& a, V& b, Indices<I...>) {
     const V lo = __builtin_shufflevector(a, b, ((I & S) ? lanes + I - S : I)...);

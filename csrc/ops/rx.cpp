@@ -21,10 +21,6 @@ namespace {
 
 constexpr const char* op = "rx";
 
-// Relative to trace / bands: makes a singular covariance of the whole image invertible, so that it
-// can serve as the unit of the data. Far below what `rx_loading` then adds to single windows.
-constexpr double unit_loading = 1e-10;
-
 // Smallest pivot of a regular window, relative to its diagonal entry on the whitened image.
 // Rounding leaves the pivots of rank-deficient windows within 1e-10 of zero; those of regular
 // windows of real scenes start near 1e-2.
@@ -229,15 +225,7 @@ void check_inputs(const RxParams& params, const TensorView& image, const TensorV
     if (local) {
       throw_value_error(op, "background", "cannot be combined with window", "both");
     }
-    check_pixels(op, "background", background, {2, 3});
-    check_same_dtype(op, "background", background, "image", image);
-    check_same_device(op, "background", background, "image", image);
-    if (background.shape[background.rank - 1] != image.shape[image.rank - 1]) {
-      throw_value_error(
-          op, "background",
-          "must have the bands of the image (" + std::to_string(image.shape[image.rank - 1]) + ")",
-          shape_text(background));
-    }
+    check_background(op, background, image);
   }
   if (is_given(covariance)) {
     check_mean_and_covariance(op, image, TensorView{}, covariance);
@@ -253,26 +241,6 @@ void check_inputs(const RxParams& params, const TensorView& image, const TensorV
   }
   if (local && is_given(covariance) && !params.center) {
     throw_value_error(op, "center", "must be true with a window and a covariance", "false");
-  }
-}
-
-// Leaves the factor of the unit covariance; true when it had to be loaded.
-bool factor_unit(const Plan& p, const Shape& s) {
-  const std::int64_t size = static_cast<std::int64_t>(s.padded) * s.padded;
-  std::copy_n(p.factor.lower, size, p.unloaded);
-  if (factor_covariance(p.factor, s.bands)) return false;
-  double trace = 0;
-  for (int j = 0; j < s.bands; ++j) trace += p.unloaded[j * (s.padded + 1LL)];
-  std::copy_n(p.unloaded, size, p.factor.lower);
-  // A constant image has no scale of its own.
-  double extra = trace > 0 ? unit_loading * trace / s.bands : 1.0;
-  for (;; extra *= 10) {
-    for (int j = 0; j < s.bands; ++j) {
-      const std::int64_t at = j * (s.padded + 1LL);
-      p.factor.lower[at] = p.unloaded[at] + extra;
-    }
-    if (factor_covariance(p.factor, s.bands)) return true;
-    std::copy_n(p.unloaded, size, p.factor.lower);
   }
 }
 
@@ -721,7 +689,7 @@ void rx(const RxParams& params, const TensorView& image, const TensorView& backg
     load_covariance(op, p.factor, covariance);
   } else {
     std::copy_n(source->covariance, static_cast<std::int64_t>(s.padded) * s.padded, p.factor.lower);
-    singular = factor_unit(p, s);
+    singular = factor_unit(p.factor, p.unloaded, s.bands);
   }
   dispatch_float(image.dtype, [&]<class T>() {
     const Scores<T> out{static_cast<T*>(score.data), static_cast<std::uint8_t*>(status.data)};

@@ -23,6 +23,11 @@ struct WhitenBlock {
   std::ptrdiff_t out_stride;
   int out_bands;  // elements to write per pixel: bands, or padded with zeros
   Out* score;     // |y|^2 per pixel, or nullptr
+  // Where given, row k holds <direction k, y> for the pixels [begin, end), and one more row |y|^2.
+  double* projections;
+  std::ptrdiff_t projection_stride;  // a multiple of whiten_width
+  const double* directions;          // direction_count x padded
+  int direction_count;
   void* scratch;  // whiten_scratch_bytes(padded)
 };
 

@@ -51,6 +51,36 @@ MAHAL_INLINE void solve_rows(const double* factor, const double* inverse, std::p
   }
 }
 
+// |y|^2 of P pixels.
+MAHAL_INLINE void squares(int n, const double* y, double* out) {
+  V total[W];
+  MAHAL_UNROLL
+  for (int w = 0; w < W; ++w) total[w] = S::zero();
+  for (int j = 0; j < n; ++j) {
+    MAHAL_UNROLL
+    for (int w = 0; w < W; ++w) {
+      const V v = S::load(y + j * P + w * L);
+      total[w] = S::fma(v, v, total[w]);
+    }
+  }
+  MAHAL_UNROLL
+  for (int w = 0; w < W; ++w) S::store(out + w * L, total[w]);
+}
+
+// <direction, y> of P pixels.
+MAHAL_INLINE void project(const double* direction, int n, const double* y, double* out) {
+  V total[W];
+  MAHAL_UNROLL
+  for (int w = 0; w < W; ++w) total[w] = S::zero();
+  for (int j = 0; j < n; ++j) {
+    const V a = S::set1(direction[j]);
+    MAHAL_UNROLL
+    for (int w = 0; w < W; ++w) total[w] = S::fma(a, S::load(y + j * P + w * L), total[w]);
+  }
+  MAHAL_UNROLL
+  for (int w = 0; w < W; ++w) S::store(out + w * L, total[w]);
+}
+
 template <class In, class Out>
 void whiten_block(const WhitenBlock<In, Out>& b) {
   const int n = b.pixels.bands;
@@ -73,20 +103,16 @@ void whiten_block(const WhitenBlock<In, Out>& b) {
     int i = 0;
     for (; i + R0 <= n; i += R0) solve_rows<R0>(b.factor, b.inverse_diagonal, b.factor_stride, i, y);
     for (; i < n; ++i) solve_rows<1>(b.factor, b.inverse_diagonal, b.factor_stride, i, y);
-    if (b.score) {
-      V total[W];
-      MAHAL_UNROLL
-      for (int w = 0; w < W; ++w) total[w] = S::zero();
-      for (int j = 0; j < n; ++j) {
-        MAHAL_UNROLL
-        for (int w = 0; w < W; ++w) {
-          const V v = S::load(y + j * P + w * L);
-          total[w] = S::fma(v, v, total[w]);
-        }
+    if (b.projections) {
+      double* out = b.projections + (first - b.begin);
+      for (int d = 0; d < b.direction_count; ++d, out += b.projection_stride) {
+        project(b.directions + static_cast<std::ptrdiff_t>(d) * padded, n, y, out);
       }
+      squares(n, y, out);
+    }
+    if (b.score) {
       alignas(64) double q[P];
-      MAHAL_UNROLL
-      for (int w = 0; w < W; ++w) S::store(q + w * L, total[w]);
+      squares(n, y, q);
       for (int l = 0; l < count; ++l) b.score[first + l] = static_cast<Out>(q[l]);
     }
     if (b.whitened) {

@@ -11,8 +11,10 @@ from mahal._info import info
 from mahal.ops.cholesky import cholesky
 from mahal.ops.local_covariance import local_covariance
 from mahal.ops.mahalanobis import mahalanobis
+from mahal.ops.matched import ace, cem, matched_filter
 from mahal.ops.mean_covariance import mean_covariance
 from mahal.ops.rx import rx
+from mahal.ops.spectral_angle import spectral_angle
 from mahal.ops.whiten import whiten
 
 __version__: str = _core.build_info()["version"]
@@ -24,12 +26,16 @@ __all__ = [
     "SingularError",
     "SingularWarning",
     "__version__",
+    "ace",
+    "cem",
     "cholesky",
     "info",
     "local_covariance",
     "mahalanobis",
+    "matched_filter",
     "mean_covariance",
     "rx",
+    "spectral_angle",
     "whiten",
     *_LAZY,
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import operator
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -292,3 +293,28 @@ def to_host(array: Array) -> np.ndarray:
     if library == "cupy":
         return np.asarray(array.get())
     return np.asarray(array)
+
+
+_SINGULAR = 2
+
+
+def report_singular(op: str, status: Array, singular: str, *, depth: int = 3) -> None:
+    """Warn of the pixels with a singular covariance, or raise.
+
+    ``depth`` counts the frames from here to the user's.
+    """
+    found = to_host(status) == _SINGULAR
+    if not found.any():
+        return
+    text = f"{found.sum()} of {found.size}"
+    if singular == "raise":
+        raise SingularError(
+            f"{op}: image: every covariance must be positive definite, got {text} pixels "
+            "with a singular one"
+        )
+    rule = "loaded by 1e-6 of the global covariance" if singular == "load" else "set to NaN"
+    warnings.warn(
+        f"{op}: {text} pixels have a singular covariance and were {rule}",
+        SingularWarning,
+        stacklevel=depth,
+    )

@@ -64,6 +64,23 @@ def mahalanobis_workspace(x: Any, threads: int) -> int: ...
 def mahalanobis(
     x: Any, mean: Any, covariance: Any, score: Any, workspace: Any, threads: int, stream: int
 ) -> None: ...
+def matched_workspace(
+    image: Any, target: Any, background: Any, covariance: Any, score: str, threads: int
+) -> int: ...
+def matched(
+    image: Any,
+    target: Any,
+    background: Any,
+    covariance: Any,
+    mask: Any,
+    scores: Any,
+    status: Any,
+    workspace: Any,
+    score: str,
+    load: bool,
+    threads: int,
+    stream: int,
+) -> None: ...
 def rx_workspace(
     image: Any,
     background: Any,
@@ -89,6 +106,10 @@ def rx(
     stream: int,
     progress: Any,
     ticks: Any,
+) -> None: ...
+def spectral_angle_workspace(image: Any, target: Any, threads: int) -> int: ...
+def spectral_angle(
+    image: Any, target: Any, angle: Any, workspace: Any, threads: int, stream: int
 ) -> None: ...
 def _describe(
     array: Any,

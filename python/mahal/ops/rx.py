@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from mahal import _core
 from mahal._arrays import (
     Array,
-    SingularError,
-    SingularWarning,
     as_float,
     as_mask,
     as_threads,
@@ -20,12 +17,10 @@ from mahal._arrays import (
     check_rank,
     empty,
     real_dtype_name,
+    report_singular,
     stream,
-    to_host,
     workspace,
 )
-
-_SINGULAR = 2
 
 
 def rx(
@@ -158,18 +153,5 @@ def rx(
         progress,
         None,
     )
-    found = to_host(status) == _SINGULAR
-    if found.any():
-        text = f"{found.sum()} of {found.size}"
-        if singular == "raise":
-            raise SingularError(
-                f"{op}: image: every covariance must be positive definite, got {text} pixels "
-                "with a singular one"
-            )
-        rule = "loaded by 1e-6 of the global covariance" if singular == "load" else "set to NaN"
-        warnings.warn(
-            f"{op}: {text} pixels have a singular covariance and were {rule}",
-            SingularWarning,
-            stacklevel=2,
-        )
+    report_singular(op, status, singular)
     return (scores, status) if return_status else scores

@@ -1,0 +1,327 @@
+#include "mahal/matched.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "core/background.hpp"
+#include "core/image_checks.hpp"
+#include "core/whitening.hpp"
+#include "ops/matched_kernel.hpp"
+#include "ops/mean_covariance_kernel.hpp"
+
+namespace mahal {
+
+namespace {
+
+// The names of the functions in Python.
+const char* op_name(const MatchedParams& params) {
+  switch (params.score) {
+    case MatchedScore::filter:
+    case MatchedScore::normalized_filter:
+      return "matched_filter";
+    case MatchedScore::cem:
+    case MatchedScore::centered_cem:
+      return "cem";
+    default:
+      return "ace";
+  }
+}
+
+bool is_cosine(MatchedScore score) {
+  return score == MatchedScore::ace || score == MatchedScore::signed_ace ||
+         score == MatchedScore::subspace_ace;
+}
+
+// What rounding leaves of a direction that depends on others, relative to its length.
+constexpr double dependent = 64 * std::numeric_limits<double>::epsilon();
+
+struct Shape {
+  int bands, padded, targets;
+  std::int64_t pixels;
+};
+
+Shape shape_of(const TensorView& image, const TensorView& target) {
+  Shape s;
+  s.bands = static_cast<int>(image.shape[image.rank - 1]);
+  s.padded = padded_bands(s.bands);
+  s.targets = static_cast<int>(target.shape[0]);
+  s.pixels = pixel_count(image);
+  return s;
+}
+
+struct Plan {
+  Moments moments;             // of the image
+  Moments background_moments;  // of other pixels, where given
+  Factor factor;
+  double* directions;  // targets x padded
+  double* offset;      // what the scores are relative to
+  double* unloaded;    // copy of the covariance while it is tried
+  char* whiten_room;
+  double* projections;  // of the workers
+  double* rows;         // of the workers
+};
+
+Plan make_plan(Scratch& scratch, const TensorView& image, const TensorView& target,
+               const TensorView& background, int threads) {
+  const Shape s = shape_of(image, target);
+  Plan p{};
+  p.factor = plan_factor(scratch, s.bands);
+  p.directions = scratch.take<double>(static_cast<std::int64_t>(s.targets) * s.padded);
+  p.offset = scratch.take<double>(s.padded);
+  p.moments = plan_moments(scratch, s.pixels, s.bands, threads);
+  if (is_given(background)) {
+    p.background_moments = plan_moments(scratch, pixel_count(background), s.bands, threads);
+  }
+  // Whatever belongs to one phase alone shares its memory with the others.
+  const std::size_t statistics_done = scratch.mark();
+  p.unloaded = scratch.take<double>(static_cast<std::int64_t>(s.padded) * s.padded);
+  scratch.rewind(statistics_done);
+  p.whiten_room = plan_whitening(scratch, s.bands, threads);
+  p.projections = scratch.take<double>((s.targets + 1LL) * pixels_per_task * threads);
+  p.rows = scratch.take<double>(static_cast<std::int64_t>(s.padded) * threads);
+  return p;
+}
+
+void check_inputs(const MatchedParams& params, const TensorView& image, const TensorView& target,
+                  const TensorView& background, const TensorView& covariance) {
+  const char* op = op_name(params);
+  check_pixels(op, "image", image, {2, 3});
+  check_targets(op, target, image);
+  if (is_given(background)) check_background(op, background, image);
+  if (is_given(covariance) && op_name(params) == std::string("cem")) {
+    throw_value_error(op, "covariance", "must not be given", "one");
+  }
+  if (is_given(covariance)) check_mean_and_covariance(op, image, TensorView{}, covariance);
+}
+
+double dot(const double* a, const double* b, int n) {
+  double total = 0;
+  for (int j = 0; j < n; ++j) total += a[j] * b[j];
+  return total;
+}
+
+// w = L^-1 s in place.
+void forward(const Factor& f, int bands, double* w) {
+  for (int i = 0; i < bands; ++i) {
+    w[i] = (w[i] - dot(f.lower + static_cast<std::int64_t>(i) * f.padded, w, i)) *
+           f.inverse_diagonal[i];
+  }
+}
+
+// g = L^-T w in place.
+void backward(const Factor& f, int bands, double* g) {
+  for (int i = bands - 1; i >= 0; --i) {
+    const double* row = f.lower + static_cast<std::int64_t>(i) * f.padded;
+    g[i] *= f.inverse_diagonal[i];
+    for (int j = 0; j < i; ++j) g[j] -= row[j] * g[i];
+  }
+}
+
+// Takes the directions before `row` out of it, twice, as once leaves rounding behind, and brings it
+// to unit length. False when nothing but rounding is left.
+bool orthonormalize(const double* before, int count, int padded, double* row) {
+  const double length = std::sqrt(dot(row, row, padded));
+  for (int pass = 0; pass < 2; ++pass) {
+    for (int k = 0; k < count; ++k) {
+      const double* q = before + static_cast<std::int64_t>(k) * padded;
+      const double share = dot(q, row, padded);
+      for (int j = 0; j < padded; ++j) row[j] -= share * q[j];
+    }
+  }
+  const double rest = std::sqrt(dot(row, row, padded));
+  if (!(rest > dependent * std::sqrt(padded) * length)) return false;
+  for (int j = 0; j < padded; ++j) row[j] /= rest;
+  return true;
+}
+
+// From targets to the directions whose products with a pixel make the score: unit vectors w / |w|
+// in whitened coordinates, or what a linear score multiplies the difference x - offset with.
+void prepare_directions(const MatchedParams& params, const Plan& p, const Shape& s,
+                        const TensorView& target) {
+  const char* op = op_name(params);
+  load_targets(op, target, s.padded, p.directions);
+  for (int k = 0; k < s.targets; ++k) {
+    double* w = p.directions + static_cast<std::int64_t>(k) * s.padded;
+    bool differs = false;
+    for (int j = 0; j < s.bands; ++j) {
+      const double rounding = 4 * std::numeric_limits<double>::epsilon() * std::abs(p.offset[j]);
+      w[j] -= p.offset[j];
+      differs |= std::abs(w[j]) > rounding;
+    }
+    if (!differs) {
+      throw_value_error(
+          op, "target",
+          params.score == MatchedScore::cem ? "must not be zero" : "must differ from the mean",
+          "equal values at " + std::to_string(k));
+    }
+    forward(p.factor, s.bands, w);
+    if (params.score == MatchedScore::subspace_ace) {
+      if (!orthonormalize(p.directions, k, s.padded, w)) {
+        throw_value_error(op, "target", "must hold linearly independent differences to the mean",
+                          "a dependent one at " + std::to_string(k));
+      }
+      continue;
+    }
+    const double square = dot(w, w, s.bands);
+    const bool unit = is_cosine(params.score) || params.score == MatchedScore::normalized_filter;
+    const double length = unit ? std::sqrt(square) : square;
+    for (int j = 0; j < s.bands; ++j) w[j] /= length;
+    if (!is_cosine(params.score)) backward(p.factor, s.bands, w);
+  }
+}
+
+// Scores of the pixels of one task from <q_k, y> in row k and |y|^2 in the row after them.
+template <class T>
+void cosine_scores(MatchedScore kind, const double* projections, int targets, std::int64_t pixels,
+                   T* out) {
+  const double* square = projections + targets * pixels_per_task;
+  for (std::int64_t i = 0; i < pixels; ++i) {
+    double total = 0;
+    for (int k = 0; k < targets; ++k) {
+      const double c = projections[k * pixels_per_task + i];
+      double value;
+      if (kind == MatchedScore::signed_ace) {
+        value = std::clamp(c / std::sqrt(square[i]), -1.0, 1.0);
+      } else {
+        value = std::min(c * c / square[i], 1.0);
+      }
+      if (square[i] == 0) value = 0;
+      total += value;
+      if (kind != MatchedScore::subspace_ace) out[i * targets + k] = static_cast<T>(value);
+    }
+    if (kind == MatchedScore::subspace_ace) out[i] = static_cast<T>(std::min(total, 1.0));
+  }
+}
+
+template <class T>
+void score_pixels(const MatchedParams& params, const Plan& p, const Shape& s,
+                  const TensorView& image, T* score, int threads) {
+  const PixelList<T> pixels = pixel_list<T>(image);
+  const std::int64_t tasks = (s.pixels + pixels_per_task - 1) / pixels_per_task;
+  dispatch_isa([&]<Isa I>() {
+    parallel_for(threads, tasks, [&](std::int64_t task, int worker) {
+      const std::int64_t begin = task * pixels_per_task;
+      const std::int64_t end = std::min(s.pixels, begin + pixels_per_task);
+      if (!is_cosine(params.score)) {
+        LinearBlock<T> block{};
+        block.pixels = pixels;
+        block.begin = begin;
+        block.end = end;
+        block.mean = p.offset;
+        block.directions = p.directions;
+        block.count = s.targets;
+        block.score = score;
+        block.row = p.rows + static_cast<std::int64_t>(s.padded) * worker;
+        MatchedKernel<I>::linear(block);
+        return;
+      }
+      WhitenBlock<T, T> block{};
+      block.pixels = pixels;
+      block.begin = begin;
+      block.end = end;
+      block.mean = p.offset;
+      block.factor = p.factor.lower;
+      block.factor_stride = p.factor.padded;
+      block.inverse_diagonal = p.factor.inverse_diagonal;
+      block.projections = p.projections + (s.targets + 1LL) * pixels_per_task * worker;
+      block.projection_stride = pixels_per_task;
+      block.directions = p.directions;
+      block.direction_count = s.targets;
+      block.scratch =
+          p.whiten_room + worker * static_cast<std::int64_t>(whiten_scratch_bytes(s.padded));
+      WhitenKernel<I>::run(block);
+      const bool one = params.score == MatchedScore::subspace_ace;
+      cosine_scores(params.score, block.projections, s.targets, end - begin,
+                    score + begin * (one ? 1 : s.targets));
+    });
+  });
+}
+
+// C + m m^T in place of the covariance C (divisor N): the correlation matrix 1 / N sum x x^T.
+void add_mean(const Moments& source, const Plan& p, int bands) {
+  const double share = (static_cast<double>(source.count) - 1) / static_cast<double>(source.count);
+  for (int i = 0; i < bands; ++i) {
+    double* row = p.factor.lower + static_cast<std::int64_t>(i) * p.factor.padded;
+    for (int j = 0; j <= i; ++j) row[j] = share * row[j] + source.mean[i] * source.mean[j];
+  }
+}
+
+}  // namespace
+
+std::size_t matched_workspace(const MatchedParams& params, const TensorView& image,
+                              const TensorView& target, const TensorView& background,
+                              const TensorView& covariance, int threads) {
+  check_inputs(params, image, target, background, covariance);
+  Scratch scratch;
+  make_plan(scratch, image, target, background, resolve_threads(op_name(params), threads));
+  return scratch.bytes();
+}
+
+void matched(const MatchedParams& params, const TensorView& image, const TensorView& target,
+             const TensorView& background, const TensorView& covariance, const TensorView& mask,
+             const TensorView& score, const TensorView& status, const Workspace& workspace,
+             const Execution& execution) {
+  const char* op = op_name(params);
+  check_inputs(params, image, target, background, covariance);
+  check_mask(op, mask, image);
+  const Shape s = shape_of(image, target);
+  const int maps = params.score == MatchedScore::subspace_ace ? 1 : s.targets;
+  check_scores(op, "score", score, image.dtype, s.pixels * maps);
+  check_status(op, status, s.pixels);
+  select_route(op, execution, image.device, false);
+  const int threads = resolve_threads(op, execution.threads);
+  check_workspace(op, workspace,
+                  matched_workspace(params, image, target, background, covariance, threads));
+
+  Scratch scratch(workspace);
+  Plan p = make_plan(scratch, image, target, background, threads);
+  const bool fixed = is_given(covariance);
+  const bool external = is_given(background);
+  Moments* source = external ? &p.background_moments : &p.moments;
+  if (external) compute_mean(p.moments, image, mask, threads);
+  const TensorView& samples = external ? background : image;
+  const TensorView& usable = external ? TensorView{} : mask;
+  bool enough = true;
+  if (fixed) {
+    compute_mean(*source, samples, usable, threads);
+  } else {
+    enough = compute_moments(*source, samples, usable, 1, threads);
+  }
+  // Samples that the matrix needs to be regular.
+  const std::int64_t needed = fixed ? 1 : s.bands + (params.score == MatchedScore::cem ? 0 : 1);
+  if (source->count < needed || !enough) {
+    throw_value_error(op, external ? "background" : "image",
+                      "needs " + std::to_string(needed) + " usable pixels or more",
+                      std::to_string(source->count));
+  }
+  std::copy_n(source->mean, s.padded, p.offset);
+  bool singular = false;
+  if (fixed) {
+    load_covariance(op, p.factor, covariance);
+  } else {
+    std::copy_n(source->covariance, static_cast<std::int64_t>(s.padded) * s.padded, p.factor.lower);
+    if (params.score == MatchedScore::cem) {
+      add_mean(*source, p, s.bands);
+      std::fill_n(p.offset, s.padded, 0.0);
+    }
+    singular = factor_unit(p.factor, p.unloaded, s.bands);
+  }
+  prepare_directions(params, p, s, target);
+  dispatch_float(image.dtype, [&]<class T>() {
+    T* out = static_cast<T*>(score.data);
+    std::uint8_t* state = static_cast<std::uint8_t*>(status.data);
+    score_pixels<T>(params, p, s, image, out, threads);
+    for (std::int64_t i = 0; i < s.pixels; ++i) {
+      state[i] = p.moments.status[i];
+      if (state[i] == status_ok && singular) state[i] = status_singular;
+      if (state[i] == status_ok ||
+          (state[i] == status_singular && params.singular != Singular::nan))
+        continue;
+      std::fill_n(out + i * maps, maps, std::numeric_limits<T>::quiet_NaN());
+    }
+  });
+}
+
+}  // namespace mahal

@@ -1,0 +1,96 @@
+#include "mahal/spectral_angle.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "core/background.hpp"
+#include "core/dispatch.hpp"
+#include "core/image_checks.hpp"
+#include "core/threads.hpp"
+#include "ops/spectral_angle_kernel.hpp"
+
+namespace mahal {
+
+namespace {
+
+constexpr const char* op = "spectral_angle";
+
+struct Plan {
+  double* zeros;
+  double* targets;
+  double* chords;  // of the workers
+  double* rows;
+};
+
+Plan make_plan(Scratch& scratch, const TensorView& image, const TensorView& target, int threads) {
+  const std::int64_t padded = padded_bands(image.shape[image.rank - 1]);
+  Plan p;
+  p.zeros = scratch.take<double>(padded);
+  p.targets = scratch.take<double>(target.shape[0] * padded);
+  p.chords = scratch.take<double>(2 * pixels_per_task * target.shape[0] * threads);
+  p.rows = scratch.take<double>(padded * threads);
+  return p;
+}
+
+}  // namespace
+
+std::size_t spectral_angle_workspace(const TensorView& image, const TensorView& target,
+                                     int threads) {
+  check_pixels(op, "image", image, {2, 3});
+  check_targets(op, target, image);
+  Scratch scratch;
+  make_plan(scratch, image, target, resolve_threads(op, threads));
+  return scratch.bytes();
+}
+
+void spectral_angle(const TensorView& image, const TensorView& target, const TensorView& angle,
+                    const Workspace& workspace, const Execution& execution) {
+  check_pixels(op, "image", image, {2, 3});
+  check_targets(op, target, image);
+  const std::int64_t pixels = pixel_count(image);
+  const int count = static_cast<int>(target.shape[0]);
+  check_scores(op, "angle", angle, image.dtype, pixels * count);
+  select_route(op, execution, image.device, false);
+  const int threads = resolve_threads(op, execution.threads);
+  check_workspace(op, workspace, spectral_angle_workspace(image, target, threads));
+
+  Scratch scratch(workspace);
+  const Plan p = make_plan(scratch, image, target, threads);
+  const std::int64_t padded = padded_bands(image.shape[image.rank - 1]);
+  std::fill_n(p.zeros, padded, 0.0);
+  load_targets(op, target, padded, p.targets);
+  dispatch_isa([&]<Isa I>() {
+    for (int k = 0; k < count; ++k) {
+      double* row = p.targets + k * padded;
+      if (std::all_of(row, row + padded, [](double v) { return v == 0; })) {
+        throw_value_error(op, "target", "must not be zero",
+                          "a zero spectrum at " + std::to_string(k));
+      }
+      SpectralAngleKernel<I>::normalize(row, static_cast<int>(padded));
+    }
+    dispatch_float(image.dtype, [&]<class T>() {
+      const std::int64_t tasks = (pixels + pixels_per_task - 1) / pixels_per_task;
+      parallel_for(threads, tasks, [&](std::int64_t task, int worker) {
+        AngleBlock<T> block{};
+        block.pixels = pixel_list<T>(image);
+        block.begin = task * pixels_per_task;
+        block.end = std::min(pixels, block.begin + pixels_per_task);
+        block.zeros = p.zeros;
+        block.targets = p.targets;
+        block.count = count;
+        block.chord = p.chords + 2 * pixels_per_task * count * worker;
+        block.row = p.rows + padded * worker;
+        SpectralAngleKernel<I>::chords(block);
+        T* out = static_cast<T*>(angle.data) + block.begin * count;
+        for (std::int64_t i = 0; i < (block.end - block.begin) * count; ++i) {
+          // Exact at both ends of the range, where the arc cosine loses half of the digits.
+          const double* chord = block.chord + 2 * i;
+          out[i] = static_cast<T>(2 * std::atan2(std::sqrt(chord[0]), std::sqrt(chord[1])));
+        }
+      });
+    });
+  });
+}
+
+}  // namespace mahal

@@ -1,0 +1,275 @@
+"""Detectors of known targets: ACE, matched filter, CEM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mahal import _core
+from mahal._arrays import (
+    Array,
+    as_float,
+    as_mask,
+    as_threads,
+    check_choice,
+    check_rank,
+    dtype_name,
+    empty,
+    report_singular,
+    stream,
+    workspace,
+)
+from mahal.ops._targets import as_targets
+
+
+def ace(
+    image: Array,
+    target: Array,
+    *,
+    background: Array | None = None,
+    covariance: Array | None = None,
+    mask: Array | None = None,
+    signed: bool = False,
+    subspace: bool = False,
+    singular: str = "load",
+    return_status: bool = False,
+    threads: int | None = None,
+) -> Any:
+    """Adaptive cosine estimator: the squared cosine between pixel and target, once whitened.
+
+    ``score = <w, y>^2 / (|w|^2 |y|^2)`` with ``y = L^-1 (x - m)``, ``w = L^-1 (t - m)`` and the
+    covariance ``S = L L^T`` of the background.
+
+    Parameters
+    ----------
+    image : (rows, cols, bands) or (n, bands) array
+        Integers are promoted to float32.
+    target : (bands,) or (targets, bands) array
+        In the units of the image; its dtype or float64. Several targets are detected each for
+        itself, unless ``subspace`` is set.
+    background : (rows, cols, bands) or (n, bands) array, optional
+        Other pixels that give m and S.
+    covariance : (bands, bands) array, optional
+        S itself, in the dtype of the image or float64; only m is estimated.
+    mask : bool array of the shape of the pixels, optional
+        True where a pixel is used; others are neither scored nor samples.
+    signed : bool
+        The cosine itself, in [-1, 1]: tells the target from its opposite ``2 m - t``, which the
+        square does not.
+    subspace : bool
+        One map for all targets: ``|Q^T y|^2 / |y|^2`` with an orthonormal basis Q of all w, the
+        squared cosine between y and the space that they span.
+    singular : {"load", "nan", "raise"}
+        Rule for an S that is not positive definite. ``load`` adds ``1e-10 trace(S) / bands`` to
+        its diagonal, ``nan`` scores NaN, ``raise`` raises `SingularError`.
+    return_status : bool
+        Also return the status of every pixel.
+    threads : int, optional
+        CPU threads; the result does not depend on it.
+
+    Returns
+    -------
+    scores : array of the shape of the pixels
+        In [0, 1], or [-1, 1] when signed; 0 where the pixel is the mean. With two-dimensional
+        targets and without ``subspace``, a last axis of targets is added. Of the library, device
+        and float dtype of the image. NaN where the status is 3 or 4.
+    status : uint8 array of the shape of the pixels, with ``return_status``
+        0 scored; 2 singular, see ``singular``; 3 a value that is not finite; 4 masked.
+
+    Raises
+    ------
+    ValueError
+        Wrong shapes; fewer samples than bands + 1; a target that is not finite or lies on the mean;
+        targets of a subspace that are linearly dependent.
+    TypeError
+        Arrays that are not real, or not of one library and dtype.
+    SingularError
+        With ``singular="raise"``.
+
+    Warns
+    -----
+    SingularWarning
+        When S is singular, unless it raises.
+
+    Notes
+    -----
+    With one band every pixel has the score 1.
+
+    References
+    ----------
+    S. Kraut and L. L. Scharf, "The CFAR adaptive subspace detector is a scale-invariant GLRT", IEEE
+    Trans. Signal Processing 47(9), 1999.
+    """
+    op = "ace"
+    if signed and subspace:
+        raise ValueError(f"{op}: signed: must not be combined with subspace, got both")
+    score = "signed_ace" if signed else "subspace_ace" if subspace else "ace"
+    return _scores(
+        op, score, image, target, background, covariance, mask, singular, return_status, threads
+    )
+
+
+def matched_filter(
+    image: Array,
+    target: Array,
+    *,
+    background: Array | None = None,
+    covariance: Array | None = None,
+    mask: Array | None = None,
+    normalized: bool = False,
+    singular: str = "load",
+    return_status: bool = False,
+    threads: int | None = None,
+) -> Any:
+    """Matched filter: how much of a target is in every pixel, as seen against the background.
+
+    ``score = <w, y> / |w|^2`` with ``y = L^-1 (x - m)``, ``w = L^-1 (t - m)`` and the covariance
+    ``S = L L^T`` of the background: 1 for the target, 0 for the mean, linear in the pixel.
+
+    Parameters
+    ----------
+    image, target, background, covariance, mask, singular, return_status, threads
+        As for `mahal.ace`.
+    normalized : bool
+        ``<w, y> / |w|`` instead, whose variance over the background is 1: the score in standard
+        deviations, also called spectral matched filter.
+
+    Returns
+    -------
+    scores : array of the shape of the pixels
+        Neither clipped nor squared. With two-dimensional targets a last axis of targets is added.
+        Of the library, device and float dtype of the image. NaN where the status is 3 or 4.
+    status : uint8 array of the shape of the pixels, with ``return_status``
+        As for `mahal.ace`.
+
+    Raises
+    ------
+    ValueError, TypeError, SingularError
+        As for `mahal.ace`.
+
+    Warns
+    -----
+    SingularWarning
+        As for `mahal.ace`.
+
+    Notes
+    -----
+    Spectral Python's ``matched_filter`` is the plain form; hsi_toolkit's ``smf`` is the normalized
+    one, and its ``cem`` the plain one.
+
+    References
+    ----------
+    D. Manolakis, D. Marden and G. A. Shaw, "Hyperspectral image processing for automatic target
+    detection applications", Lincoln Laboratory Journal 14(1), 2003.
+    """
+    return _scores(
+        "matched_filter",
+        "normalized_filter" if normalized else "filter",
+        image,
+        target,
+        background,
+        covariance,
+        mask,
+        singular,
+        return_status,
+        threads,
+    )
+
+
+def cem(
+    image: Array,
+    target: Array,
+    *,
+    center: bool = False,
+    background: Array | None = None,
+    mask: Array | None = None,
+    singular: str = "load",
+    return_status: bool = False,
+    threads: int | None = None,
+) -> Any:
+    """Constrained energy minimisation: the linear filter of least output power that passes t.
+
+    ``score = t^T R^-1 x / (t^T R^-1 t)`` with the correlation matrix ``R = 1/N sum x x^T`` of the
+    background: 1 for the target. No mean is removed.
+
+    Parameters
+    ----------
+    image, target, background, mask, singular, return_status, threads
+        As for `mahal.ace`, with R in place of S.
+    center : bool
+        Remove the mean from pixels and target and use the covariance: then CEM is the
+        `mahal.matched_filter`. This is what hsi_toolkit calls CEM; pysptools and the paper do not
+        centre.
+
+    Returns
+    -------
+    scores : array of the shape of the pixels
+        As for `mahal.matched_filter`.
+    status : uint8 array of the shape of the pixels, with ``return_status``
+        As for `mahal.ace`.
+
+    Raises
+    ------
+    ValueError, TypeError, SingularError
+        As for `mahal.ace`; R needs as many samples as bands.
+
+    Warns
+    -----
+    SingularWarning
+        As for `mahal.ace`.
+
+    References
+    ----------
+    J. C. Harsanyi, "Detection and classification of subpixel spectral signatures in hyperspectral
+    image sequences", PhD thesis, University of Maryland Baltimore County, 1993.
+    """
+    score = "centered_cem" if center else "cem"
+    return _scores(
+        "cem", score, image, target, background, None, mask, singular, return_status, threads
+    )
+
+
+def _scores(
+    op: str,
+    score: str,
+    image: Any,
+    target: Any,
+    background: Any,
+    covariance: Any,
+    mask: Any,
+    singular: str,
+    return_status: bool,
+    threads: int | None,
+) -> Any:
+    check_choice(op, "singular", singular, ("load", "nan", "raise"))
+    image = as_float(op, "image", image)
+    check_rank(op, "image", image, 2, 3)
+    targets, single = as_targets(op, target, image)
+    if background is not None:
+        background = as_float(op, "background", background, like=image)
+    if covariance is not None:
+        covariance = as_float(op, "covariance", covariance, like=image)
+    mask = as_mask(op, mask, image)
+    count = as_threads(op, threads)
+    pixels = tuple(image.shape[:-1])
+    maps = () if single or score == "subspace_ace" else (targets.shape[0],)
+    scores = empty(image, (*pixels, *maps), dtype_name(image))
+    status = empty(image, pixels, "uint8")
+    memory = workspace(
+        image, _core.matched_workspace(image, targets, background, covariance, score, count)
+    )
+    _core.matched(
+        image,
+        targets,
+        background,
+        covariance,
+        mask,
+        scores,
+        status,
+        memory,
+        score,
+        singular == "load",
+        count,
+        stream(image),
+    )
+    report_singular(op, status, singular, depth=4)
+    return (scores, status) if return_status else scores

@@ -1,0 +1,211 @@
+"""Slow float64 references of the detectors of known targets.
+
+As in `mahal.testing.reference`, nothing here calls a kernel of mahal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mahal.testing import reference
+from mahal.testing.reference import Float64, Window
+
+__all__ = ["ace", "cem", "matched_filter", "spectral_angle"]
+
+Score: TypeAlias = Callable[[Float64, Float64], Float64]
+"""From whitened pixels (n, bands) and whitened targets (targets, bands) to (n, maps)."""
+
+
+def _squared_cosine(y: Float64, w: Float64) -> Float64:
+    return np.asarray(_cosine(y, w) ** 2)
+
+
+def _cosine(y: Float64, w: Float64) -> Float64:
+    lengths = np.linalg.norm(y, axis=1)[:, None] * np.linalg.norm(w, axis=1)
+    return np.asarray(np.divide(y @ w.T, lengths, out=np.zeros(lengths.shape), where=lengths > 0))
+
+
+def _subspace(y: Float64, w: Float64) -> Float64:
+    basis, _ = np.linalg.qr(w.T)
+    power = (y**2).sum(axis=1, keepdims=True)
+    inside = ((y @ basis) ** 2).sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(inside, power, out=np.zeros_like(inside), where=power > 0))
+
+
+def _filter(y: Float64, w: Float64) -> Float64:
+    return np.asarray(y @ w.T / (w**2).sum(axis=1))
+
+
+def _normalized_filter(y: Float64, w: Float64) -> Float64:
+    return np.asarray(y @ w.T / np.linalg.norm(w, axis=1))
+
+
+def _detect(
+    score: Score,
+    image: ArrayLike,
+    target: ArrayLike,
+    *,
+    window: Window | None = None,
+    background: ArrayLike | None = None,
+    covariance: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    border: str = "shift",
+    singular: str = "load",
+    center: bool = True,
+) -> tuple[Float64, NDArray[np.uint8]]:
+    data = np.asarray(image, dtype=np.float64)
+    shape, bands = data.shape[:-1], data.shape[-1]
+    flat = data.reshape(-1, bands)
+    targets = np.atleast_2d(np.asarray(target, dtype=np.float64))
+    maps = 1 if score is _subspace else len(targets)
+    use = np.ones(len(flat), bool) if mask is None else np.asarray(mask, bool).reshape(-1)
+    finite = reference._finite(flat)
+    scores = np.full((len(flat), maps), np.nan)
+    status = np.zeros(len(flat), dtype=np.uint8)
+    status[~finite] = reference.NON_FINITE
+    status[~use] = reference.MASKED
+    scored = np.flatnonzero(use & finite)
+
+    if background is None:
+        population = flat[use & finite]
+    else:
+        other = np.asarray(background, dtype=np.float64).reshape(-1, bands)
+        population = other[reference._finite(other)]
+    mean, estimate = reference._moments(population, 1)
+    matrix = estimate if covariance is None else np.asarray(covariance, dtype=np.float64)
+    if not center:
+        matrix = population.T @ population / len(population)
+        mean = np.zeros(bands)
+    one_map = np.ndim(target) == 1 or score is _subspace
+    shown = shape if one_map else (*shape, maps)
+
+    to_white = reference._whitening(mean, matrix)
+    if window is None:
+        if to_white.singular:
+            status[scored] = reference.SINGULAR
+        if not (to_white.singular and singular == "nan"):
+            scores[scored] = score(to_white(flat[scored]), to_white(targets))
+        return scores.reshape(shown), status.reshape(shape)
+
+    rows, cols = shape
+    white, aims = to_white(np.where(finite[:, None], flat, np.nan)), to_white(targets)
+    needed = bands + 1 if covariance is None else 1
+    for pixel in scored:
+        ring = reference.ring_indices(pixel // cols, pixel % cols, rows, cols, window, border)
+        if ring is None:
+            status[pixel] = reference.MASKED
+            continue
+        samples = white[ring[use[ring]]]
+        if not np.isfinite(samples).all():
+            status[pixel] = reference.NON_FINITE
+            continue
+        if len(samples) < needed:
+            status[pixel] = reference.TOO_FEW_SAMPLES
+            continue
+        local_mean, local = reference._moments(samples, 1)
+        lower = np.eye(bands)
+        if covariance is None:
+            lower, failed = reference._factor(local, reference.SINGULAR_PIVOT)
+            if failed or to_white.singular:
+                status[pixel] = reference.SINGULAR
+                if singular == "nan":
+                    continue
+                lower = reference._lower(local + reference.LOADING * np.eye(bands))
+        y = reference._forward(lower, (white[pixel] - local_mean)[None])
+        scores[pixel] = score(y, reference._forward(lower, aims - local_mean))[0]
+    return scores.reshape(shown), status.reshape(shape)
+
+
+def ace(
+    image: ArrayLike,
+    target: ArrayLike,
+    *,
+    window: Window | None = None,
+    background: ArrayLike | None = None,
+    covariance: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    signed: bool = False,
+    subspace: bool = False,
+    border: str = "shift",
+    singular: str = "load",
+) -> tuple[Float64, NDArray[np.uint8]]:
+    """Adaptive cosine estimator and status; see `mahal.ace`.
+
+    The same steps as in `mahal.testing.reference.rx`: everything is done on the image whitened by
+    the global covariance, and a window is judged there.
+    """
+    score = _cosine if signed else _subspace if subspace else _squared_cosine
+    return _detect(
+        score,
+        image,
+        target,
+        window=window,
+        background=background,
+        covariance=covariance,
+        mask=mask,
+        border=border,
+        singular=singular,
+    )
+
+
+def matched_filter(
+    image: ArrayLike,
+    target: ArrayLike,
+    *,
+    window: Window | None = None,
+    background: ArrayLike | None = None,
+    covariance: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    normalized: bool = False,
+    border: str = "shift",
+    singular: str = "load",
+) -> tuple[Float64, NDArray[np.uint8]]:
+    """Matched filter and status; see `mahal.matched_filter`."""
+    return _detect(
+        _normalized_filter if normalized else _filter,
+        image,
+        target,
+        window=window,
+        background=background,
+        covariance=covariance,
+        mask=mask,
+        border=border,
+        singular=singular,
+    )
+
+
+def cem(
+    image: ArrayLike,
+    target: ArrayLike,
+    *,
+    center: bool = False,
+    background: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    singular: str = "load",
+) -> tuple[Float64, NDArray[np.uint8]]:
+    """Constrained energy minimisation and status; see `mahal.cem`."""
+    return _detect(
+        _filter,
+        image,
+        target,
+        background=background,
+        mask=mask,
+        singular=singular,
+        center=center,
+    )
+
+
+def spectral_angle(image: ArrayLike, target: ArrayLike) -> Float64:
+    """Angles in radians; see `mahal.spectral_angle`."""
+    data = np.asarray(image, dtype=np.float64)
+    targets = np.asarray(target, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        u = data / np.linalg.norm(data, axis=-1, keepdims=True)
+    v = targets / np.linalg.norm(targets, axis=-1, keepdims=True)
+    u = u if targets.ndim == 1 else u[..., None, :]
+    apart, across = np.linalg.norm(u - v, axis=-1), np.linalg.norm(u + v, axis=-1)
+    return np.asarray(2 * np.arctan2(apart, across))

@@ -1,0 +1,494 @@
+"""ace, matched_filter, cem: references, closed forms, invariances, degenerate input, errors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mahal
+import numpy as np
+import pytest
+from mahal.testing import (
+    Case,
+    OpSpec,
+    random_scene,
+    random_spd,
+    reference,
+    reference_matched,
+    run_op_checks,
+    tolerance,
+)
+
+CONDITION = 50.0
+
+
+def some_targets(image: np.ndarray, count: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Spectra a few standard deviations away from the mean."""
+    bands = image.shape[-1]
+    return 100.0 + 40.0 * rng.standard_normal((*count, bands))
+
+
+def cases_of(variants: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]) -> Any:
+    def cases(rng: np.random.Generator) -> Iterator[Case]:
+        for shape, count, params in variants:
+            image = random_scene(shape, rng)
+            for name in ("mask", "background", "covariance"):
+                if params.get(name) == "random":
+                    made = {
+                        "mask": rng.random(shape[:-1]) < 0.8,
+                        "background": random_scene((20, 11, shape[-1]), rng),
+                        "covariance": 400 * random_spd(shape[-1], CONDITION, rng),
+                    }
+                    params = {**params, name: made[name]}
+            label = " ".join(k for k in params)
+            yield Case(
+                f"{shape} {count} {label} {params.get('window', '')} {params.get('border', '')}",
+                (image, some_targets(image, count, rng)),
+                {"return_status": True, **params},
+                condition=CONDITION,
+                terms=2 * shape[-1],
+                # Repeated rows leave as many distinct pixels as there are columns.
+                broadcast_axis=0 if len(shape) == 3 and shape[1] > 2 * shape[2] else None,
+            )
+
+    return cases
+
+
+def with_status(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda image, target, return_status, **params: function(image, target, **params)
+
+
+def cosines_have_a_range(case: Case, outputs: tuple[np.ndarray, ...]) -> None:
+    scores, status = outputs
+    regular = scores[status == 0]
+    assert (regular >= (-1 if case.params.get("signed") else 0)).all()
+    assert (regular <= 1).all()
+
+
+ACE = OpSpec(
+    name="ace",
+    function=mahal.ace,
+    reference=with_status(reference_matched.ace),
+    invariants=[cosines_have_a_range],
+    cases=cases_of(
+        [
+            ((12, 15, 4), (), {}),
+            ((60, 3), (2,), {}),
+            ((9, 31, 1), (1,), {"signed": True}),
+            ((40, 1, 5), (), {"signed": True}),
+            ((22, 50, 20), (3,), {"signed": True}),
+            ((12, 15, 4), (2,), {"subspace": True}),
+            ((16, 18, 4), (), {"mask": "random"}),
+            ((14, 13, 4), (3,), {"background": "random"}),
+            ((14, 13, 4), (), {"covariance": "random"}),
+        ]
+    ),
+)
+
+FILTER = OpSpec(
+    name="matched_filter",
+    function=mahal.matched_filter,
+    reference=with_status(reference_matched.matched_filter),
+    cases=cases_of(
+        [
+            ((12, 15, 4), (), {}),
+            ((60, 3), (2,), {"normalized": True}),
+            ((9, 31, 1), (1,), {}),
+            ((22, 50, 20), (3,), {}),
+            ((16, 18, 4), (), {"mask": "random"}),
+            ((14, 13, 4), (3,), {"background": "random", "normalized": True}),
+            ((14, 13, 4), (), {"covariance": "random"}),
+        ]
+    ),
+)
+
+
+def cem_cases(rng: np.random.Generator) -> Iterator[Case]:
+    for case in cases_of(
+        [
+            ((12, 15, 4), (), {}),
+            ((60, 3), (2,), {}),
+            ((9, 31, 1), (1,), {"center": True}),
+            ((16, 18, 4), (), {"mask": "random"}),
+            ((14, 13, 4), (3,), {"background": "random"}),
+        ]
+    )(rng):
+        # The mean is in the correlation matrix.
+        samples = case.arrays[0].reshape(-1, case.arrays[0].shape[-1])
+        condition = float(np.linalg.cond(samples.T @ samples))
+        yield Case(
+            case.label, case.arrays, case.params, max(condition, CONDITION), case.terms, None
+        )
+
+
+CEM = OpSpec(
+    name="cem",
+    function=mahal.cem,
+    reference=with_status(reference_matched.cem),
+    cases=cem_cases,
+)
+
+
+@pytest.mark.parametrize("spec", [ACE, FILTER, CEM], ids=lambda spec: spec.name)
+def test_against_the_reference(spec: OpSpec) -> None:
+    assert run_op_checks(spec).failures == 0
+
+
+@pytest.mark.parametrize("name", ["ace", "matched_filter", "cem"])
+def test_integer_images(name: str) -> None:
+    rng = np.random.default_rng(0)
+    image = np.rint(random_scene((12, 13, 4), rng)).astype(np.uint16)
+    target = np.array([150, 90, 120, 60], dtype=np.uint16)
+    scores = getattr(mahal, name)(image, target)
+    want, _ = getattr(reference_matched, name)(image, target)
+    assert scores.dtype == np.float32
+    allowed = tolerance(np.float32) * np.abs(want).max()
+    np.testing.assert_allclose(scores, want, rtol=0, atol=allowed)
+
+
+def test_two_bands_by_hand() -> None:
+    # Mean 0, covariance diag(8, 2) / 3.
+    image = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    target = np.array([2.0, 1.0])
+    # Whitened by the covariance, the target points along (1, 1).
+    allowed = tolerance(np.float64)
+    np.testing.assert_allclose(mahal.ace(image, target), [0.5] * 4, rtol=allowed)
+    signed = mahal.ace(image, target, signed=True)
+    np.testing.assert_allclose(signed, np.sqrt([0.5] * 4) * [1, -1, 1, -1], rtol=allowed)
+    np.testing.assert_allclose(
+        mahal.matched_filter(image, target), [0.5, -0.5, 0.5, -0.5], rtol=allowed
+    )
+    # |w|^2 = 4 * 3 / 8 + 3 / 2 = 3.
+    np.testing.assert_allclose(
+        mahal.matched_filter(image, target, normalized=True),
+        np.sqrt(3) * np.array([0.5, -0.5, 0.5, -0.5]),
+        rtol=allowed,
+    )
+    np.testing.assert_allclose(mahal.cem(image, target), [0.5, -0.5, 0.5, -0.5], rtol=allowed)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_target_itself_its_opposite_and_the_mean(dtype: Any) -> None:
+    rng = np.random.default_rng(1)
+    background = random_scene((400, 6), rng).astype(dtype)
+    mean, _ = reference.mean_covariance(background)
+    target = (100.0 + 40.0 * rng.standard_normal(6)).astype(dtype)
+    opposite = (2 * mean - target).astype(dtype)
+    image = np.stack([target, opposite, mean.astype(dtype)])
+    # Rounding of the pixels, against a target several deviations away.
+    allowed = tolerance(dtype, condition=CONDITION, terms=12)
+    scores = mahal.ace(image, target, background=background)
+    np.testing.assert_allclose(scores[:2], [1, 1], atol=allowed)
+    scores = mahal.ace(image, target, background=background, signed=True)
+    np.testing.assert_allclose(scores[:2], [1, -1], atol=allowed)
+    scores = mahal.matched_filter(image, target, background=background)
+    np.testing.assert_allclose(scores, [1, -1, 0], atol=allowed)
+    assert mahal.cem(image, target, background=background)[0] == pytest.approx(1, abs=allowed * 1e3)
+
+
+def test_a_pixel_on_the_mean_scores_zero() -> None:
+    background = np.array([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    image = np.array([[0.0, 0.0], [3.0, 4.0]])
+    for params in ({}, {"signed": True}, {"subspace": True}):
+        scores = mahal.ace(image, np.array([[3.0, 4.0]]), background=background, **params)
+        assert scores.ravel()[0] == 0.0
+        assert scores.ravel()[1] == pytest.approx(1.0, abs=tolerance(np.float64))
+
+
+def test_one_band() -> None:
+    image = random_scene((9, 8, 1), np.random.default_rng(2))
+    np.testing.assert_array_equal(mahal.ace(image, np.array([300.0])), 1.0)
+    signed = mahal.ace(image, np.array([300.0]), signed=True)
+    np.testing.assert_array_equal(signed, np.sign(image[..., 0] - image.mean()))
+
+
+def test_affine_invariance_at_large_offset_and_scale() -> None:
+    rng = np.random.default_rng(3)
+    image = random_scene((20, 22, 4), rng, offset=0.0, scale=1.0)
+    target = rng.standard_normal(4)
+    matrix, shift = 1e6 * random_spd(4, 10.0, rng), 1e7 * rng.standard_normal(4)
+    moved, aim = image @ matrix.T + shift, matrix @ target + shift
+    # The map costs the digits by which its offset exceeds the quietest direction.
+    allowed = tolerance(np.float64, condition=10 * 10 * CONDITION * 10, terms=9)
+    for function in (mahal.ace, mahal.matched_filter):
+        want = function(image, target)
+        np.testing.assert_allclose(
+            function(moved, aim), want, rtol=0, atol=allowed * np.abs(want).max()
+        )
+
+
+def test_the_scale_of_the_covariance_does_not_matter_to_ace_and_the_filter() -> None:
+    rng = np.random.default_rng(4)
+    image, target = random_scene((12, 11, 5), rng), 50 * rng.standard_normal(5)
+    covariance = 400 * random_spd(5, CONDITION, rng)
+    allowed = tolerance(np.float64, condition=CONDITION, terms=10)
+    for function in (mahal.ace, mahal.matched_filter):
+        want = function(image, target, covariance=covariance)
+        again = function(image, target, covariance=1e9 * covariance)
+        np.testing.assert_allclose(again, want, atol=allowed * np.abs(want).max())
+    # The normalised filter is in standard deviations.
+    plain = mahal.matched_filter(image, target, covariance=covariance, normalized=True)
+    again = mahal.matched_filter(image, target, covariance=4 * covariance, normalized=True)
+    np.testing.assert_allclose(again, plain / 2, atol=allowed * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("name", ["ace", "matched_filter"])
+def test_large_offset_costs_no_accuracy(name: str) -> None:
+    rng = np.random.default_rng(5)
+    image = random_scene((30, 24, 5), rng, offset=1e4, scale=1.0).astype(np.float32)
+    target = (1e4 + 3 * rng.standard_normal(5)).astype(np.float32)
+    want, _ = getattr(reference_matched, name)(image, target)
+    # The statistics are float64: what is left is the rounding of the result.
+    allowed = tolerance(np.float32) * np.abs(want).max()
+    np.testing.assert_allclose(getattr(mahal, name)(image, target), want, rtol=0, atol=allowed)
+
+
+def test_the_normalized_filter_has_the_variance_one() -> None:
+    rng = np.random.default_rng(6)
+    image, target = random_scene((30, 31, 5), rng), rng.standard_normal(5)
+    scores = mahal.matched_filter(image, target, normalized=True)
+    allowed = tolerance(np.float64, condition=CONDITION, terms=30)
+    assert scores.mean() == pytest.approx(0.0, abs=allowed)
+    assert scores.var(ddof=1) == pytest.approx(1.0, abs=allowed)
+
+
+def test_centred_cem_is_the_matched_filter() -> None:
+    rng = np.random.default_rng(7)
+    image, target = random_scene((14, 15, 4), rng), rng.standard_normal(4)
+    np.testing.assert_array_equal(
+        mahal.cem(image, target, center=True), mahal.matched_filter(image, target)
+    )
+
+
+def test_cem_has_the_least_power_of_all_filters_that_pass_the_target() -> None:
+    rng = np.random.default_rng(8)
+    image, target = random_scene((300, 4), rng, offset=10.0), rng.random(4)
+    power = (mahal.cem(image, target) ** 2).sum()
+    for _ in range(20):
+        other = rng.standard_normal(4)
+        other /= other @ target
+        assert ((image @ other) ** 2).sum() > power
+
+
+def test_several_targets_are_single_ones_side_by_side() -> None:
+    rng = np.random.default_rng(9)
+    image, targets = random_scene((1, 40, 4), rng), 50 * rng.standard_normal((3, 4))
+    for function in (mahal.ace, mahal.matched_filter, mahal.cem):
+        scores = function(image, targets)
+        assert scores.shape == (1, 40, 3)
+        for k in range(3):
+            np.testing.assert_array_equal(scores[..., k], function(image, targets[k]))
+        assert function(image, targets[:1]).shape == (1, 40, 1)
+        assert function(image[0], targets[:1]).shape == (40, 1)
+
+
+def test_a_subspace_of_one_target_is_that_target() -> None:
+    rng = np.random.default_rng(10)
+    image, target = random_scene((12, 13, 5), rng), 50 * rng.standard_normal(5)
+    scores = mahal.ace(image, target, subspace=True)
+    allowed = tolerance(np.float64, terms=5)
+    np.testing.assert_allclose(scores, mahal.ace(image, target), rtol=0, atol=allowed)
+
+
+def test_subspaces() -> None:
+    rng = np.random.default_rng(11)
+    image, targets = random_scene((12, 13, 5), rng), 50 * rng.standard_normal((5, 5))
+    allowed = tolerance(np.float64, condition=CONDITION, terms=25)
+    scores = mahal.ace(image, targets[:3], subspace=True)
+    assert scores.shape == (12, 13)
+    # The space matters, not the spectra that name it: mixtures whose weights sum to one.
+    mix = rng.standard_normal((3, 3))
+    mix /= mix.sum(axis=1, keepdims=True)
+    mixed = mahal.ace(image, mix @ targets[:3], subspace=True)
+    np.testing.assert_allclose(mixed, scores, atol=allowed * np.linalg.cond(mix))
+    # It grows with the targets, up to the whole space.
+    assert (scores >= mahal.ace(image, targets[:3]).max(axis=-1) - allowed).all()
+    np.testing.assert_allclose(mahal.ace(image, targets, subspace=True), 1.0, atol=allowed)
+
+
+@pytest.mark.parametrize("name", ["ace", "matched_filter", "cem"])
+@pytest.mark.parametrize("rule", ["load", "nan", "raise"])
+def test_singular_images(name: str, rule: str) -> None:
+    rng = np.random.default_rng(12)
+    image = random_scene((12, 13, 3), rng)
+    # The offset keeps cem apart: its correlation matrix tells a constant band from nothing.
+    spoiled = np.concatenate([image, image[..., 1:2]], axis=2)
+    target = 50 * rng.standard_normal(3)
+    aim = np.append(target, target[1])
+    function = getattr(mahal, name)
+    if rule == "raise":
+        with pytest.raises(mahal.SingularError, match=rf"^{name}: .*\b156\b.*$"):
+            function(spoiled, aim, singular=rule)
+        return
+    with pytest.warns(mahal.SingularWarning, match=rf"^{name}: 156 of 156") as caught:
+        scores, status = function(spoiled, aim, singular=rule, return_status=True)
+    assert caught[0].filename == __file__
+    assert (status == reference.SINGULAR).all()
+    if rule == "nan":
+        assert np.isnan(scores).all()
+        return
+    plain = function(image, target)
+    # A loading of 1e-10 on the mean variance, against the quietest direction.
+    ratio = 1e4 if name == "cem" else 1.0
+    np.testing.assert_allclose(
+        scores, plain, rtol=0, atol=1e-10 * ratio * CONDITION * 10 * np.abs(plain).max()
+    )
+
+
+def test_a_constant_image() -> None:
+    image = np.full((9, 8, 2), 0.1)
+    with pytest.warns(mahal.SingularWarning, match=r"\b72\b"):
+        scores = mahal.ace(image, np.array([1.0, 2.0]))
+    np.testing.assert_array_equal(scores, 0.0)
+    with pytest.raises(ValueError, match=r"^ace: target: must differ from the mean, got .*$"):
+        mahal.ace(image, image[0, 0])
+
+
+def test_regular_images_do_not_warn() -> None:
+    rng = np.random.default_rng(13)
+    image, target = random_scene((20, 20, 3), rng), rng.standard_normal(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for function in (mahal.ace, mahal.matched_filter, mahal.cem):
+            function(image, target)
+
+
+@pytest.mark.parametrize("name", ["ace", "matched_filter", "cem"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_pixels_that_are_not_finite_are_left_out(name: str, dtype: Any) -> None:
+    rng = np.random.default_rng(14)
+    image = random_scene((15, 16, 3), rng).astype(dtype)
+    target = (50 * rng.standard_normal((2, 3))).astype(dtype)
+    spoiled = image.copy()
+    spoiled[2, 3, 0] = np.nan
+    spoiled[9, 1] = np.inf
+    function = getattr(mahal, name)
+    scores, status = function(spoiled, target, return_status=True)
+    keep = np.ones((15, 16), dtype=bool)
+    keep[2, 3] = keep[9, 1] = False
+    np.testing.assert_array_equal(status, np.where(keep, reference.OK, reference.NON_FINITE))
+    assert np.isnan(scores[~keep]).all()
+    want = function(image[keep], target)
+    allowed = tolerance(dtype, condition=1e3 * CONDITION if dtype == np.float64 else 1.0)
+    np.testing.assert_allclose(scores[keep], want, rtol=0, atol=allowed * np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", ["ace", "matched_filter", "cem"])
+def test_masked_pixels_do_not_matter(name: str) -> None:
+    rng = np.random.default_rng(15)
+    image, target = random_scene((18, 17, 3), rng), 50 * rng.standard_normal((2, 3))
+    mask = rng.random((18, 17)) < 0.85
+    function = getattr(mahal, name)
+    scores, status = function(image, target, mask=mask, return_status=True)
+    np.testing.assert_array_equal(status == reference.MASKED, ~mask)
+    np.testing.assert_array_equal(np.isnan(scores).any(axis=-1), ~mask)
+    for value in (1e30, np.nan):
+        spoiled = np.where(mask[..., None], image, value)
+        again, same = function(spoiled, target, mask=mask, return_status=True)
+        np.testing.assert_array_equal(again, scores)
+        np.testing.assert_array_equal(same, status)
+
+
+def test_an_image_is_its_own_background() -> None:
+    rng = np.random.default_rng(16)
+    image, target = random_scene((14, 15, 3), rng), 50 * rng.standard_normal(3)
+    allowed = tolerance(np.float64, condition=CONDITION, terms=3)
+    _, covariance = mahal.mean_covariance(image)
+    for function in (mahal.ace, mahal.matched_filter):
+        scores = function(image, target)
+        for params in ({"background": image}, {"covariance": covariance}):
+            again = function(image, target, **params)
+            np.testing.assert_allclose(again, scores, rtol=0, atol=allowed * np.abs(scores).max())
+
+
+def test_thread_counts_give_the_same_bits() -> None:
+    rng = np.random.default_rng(17)
+    image = random_scene((40, 53, 6), rng).astype(np.float32)
+    targets = (50 * rng.standard_normal((2, 6))).astype(np.float32)
+    for function in (mahal.ace, mahal.matched_filter, mahal.cem, mahal.spectral_angle):
+        first = function(image, targets, threads=1)
+        for count in (2, 3, 4):
+            np.testing.assert_array_equal(function(image, targets, threads=count), first)
+
+
+IMAGE = random_scene((12, 13, 3), np.random.default_rng(18))
+TARGET = np.array([150.0, 90.0, 120.0])
+ASYMMETRIC = np.array([[2.0, 1.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]])
+
+
+@pytest.mark.parametrize("name", ["ace", "matched_filter", "cem"])
+@pytest.mark.parametrize(
+    ("image", "target", "params", "argument"),
+    [
+        (IMAGE[0, 0], TARGET, {}, "image"),
+        (IMAGE[None], TARGET, {}, "image"),
+        (IMAGE[:0], TARGET, {}, "image"),
+        (IMAGE[0, :2], TARGET, {}, "image"),
+        (np.full((5, 5, 3), np.nan), TARGET, {}, "image"),
+        (IMAGE, TARGET[:2], {}, "target"),
+        (IMAGE, np.ones((2, 2, 3)), {}, "target"),
+        (IMAGE, np.ones((0, 3)), {}, "target"),
+        (IMAGE, np.array(1.0), {}, "target"),
+        (IMAGE, np.array([1.0, np.nan, 2.0]), {}, "target"),
+        (IMAGE, TARGET, {"singular": "magic"}, "singular"),
+        (IMAGE, TARGET, {"threads": -1}, "threads"),
+        (IMAGE, TARGET, {"mask": np.ones((13, 12), dtype=bool)}, "mask"),
+        (IMAGE, TARGET, {"mask": np.zeros((12, 13), dtype=bool)}, "(mask|image)"),
+        (IMAGE, TARGET, {"background": IMAGE[..., :2]}, "background"),
+        (IMAGE, TARGET, {"background": IMAGE[0, :2]}, "background"),
+    ],
+)
+def test_bad_values(
+    name: str, image: np.ndarray, target: np.ndarray, params: dict[str, Any], argument: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: {argument}: .*, got .*$"):
+        getattr(mahal, name)(image, target, **params)
+
+
+@pytest.mark.parametrize(
+    ("function", "target", "params", "argument"),
+    [
+        (mahal.ace, TARGET, {"covariance": np.eye(4)}, "covariance"),
+        (mahal.ace, TARGET, {"covariance": ASYMMETRIC}, "covariance"),
+        (mahal.matched_filter, TARGET, {"covariance": -np.eye(3)}, "covariance"),
+        (mahal.ace, np.stack([TARGET] * 2), {"subspace": True}, "target"),
+        (mahal.ace, np.eye(4, 3), {"subspace": True}, "target"),
+        (mahal.ace, TARGET, {"subspace": True, "signed": True}, "signed"),
+        (mahal.ace, IMAGE.mean(axis=(0, 1)), {}, "target"),
+        (mahal.matched_filter, IMAGE.mean(axis=(0, 1)), {}, "target"),
+        (mahal.cem, np.zeros(3), {}, "target"),
+    ],
+)
+def test_values_that_do_not_go_together(
+    function: Any, target: np.ndarray, params: dict[str, Any], argument: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^{function.__name__}: {argument}: .*, got .*$"):
+        function(IMAGE, target, **params)
+
+
+@pytest.mark.parametrize("name", ["ace", "matched_filter", "cem"])
+@pytest.mark.parametrize(
+    ("image", "target", "params", "argument"),
+    [
+        (IMAGE > 0, TARGET, {}, "image"),
+        (IMAGE, list(TARGET), {}, "target"),
+        (IMAGE, TARGET.astype(np.float32), {}, "target"),
+        (IMAGE, TARGET, {"mask": np.ones((12, 13))}, "mask"),
+        (IMAGE.astype(np.float32), TARGET, {"background": IMAGE}, "background"),
+    ],
+)
+def test_bad_types(
+    name: str, image: np.ndarray, target: Any, params: dict[str, Any], argument: str
+) -> None:
+    with pytest.raises(TypeError, match=rf"^{name}: {argument}: .*, got .*$"):
+        getattr(mahal, name)(image, target, **params)
+
+
+def test_a_float64_target_serves_a_float32_image() -> None:
+    image = IMAGE.astype(np.float32)
+    for function in (mahal.ace, mahal.matched_filter, mahal.cem, mahal.spectral_angle):
+        scores = function(image, TARGET)
+        assert scores.dtype == np.float32
+        same = function(image, TARGET.astype(np.float32))
+        np.testing.assert_array_equal(scores, same)
