@@ -107,6 +107,16 @@ def test_scores_of_global_rx_sum_to_bands_times_samples_less_one(folder, name):
     assert mahal.rx(image).sum() == pytest.approx(bands * (rows * cols - 1), rel=bound)
 
 
+@pytest.mark.parametrize("name", ["hydice-100x80-19px.mat", "abu-urban-2.mat", "abu-airport-1.mat"])
+@pytest.mark.parametrize("detector", [mahal.ace, mahal.matched_filter, mahal.cem])
+def test_knowing_the_target_finds_more_than_rx(folder, name, detector):
+    scene = bench.read(folder, SOURCES[name])
+    image = scene.image.astype(np.float64)
+    target = image[scene.truth].mean(axis=0)
+    areas = metrics.roc_areas(detector(image, target), scene.truth)
+    assert areas.auc_df > GLOBAL[name][0]
+
+
 def test_windows_that_are_not_positive_definite_are_counted(folder):
     scene = scenes.read(folder / "muufl-51x88x72.mat")
     assert scene.image.shape == (51, 88, 72)

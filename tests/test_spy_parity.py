@@ -87,3 +87,46 @@ def test_singular_windows_of_a_real_scene(data_dir: Any) -> None:
         assert (status == reference.SINGULAR).sum() == 132
         assert (status[40:, 76:] == reference.SINGULAR).all()
         assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_global_scores_of_targets(shape: tuple[int, int, int], offset: float) -> None:
+    rng = np.random.default_rng(5)
+    image = random_scene(shape, rng, offset=offset, scale=1.0)
+    targets = offset + 3 * rng.standard_normal((3, shape[2]))
+    count = min(3, shape[2] - 1)
+    several = spectral.ace(image, list(targets))
+    np.testing.assert_allclose(mahal.ace(image, targets), several, rtol=0, atol=RELATIVE)
+    single = spectral.ace(image, targets[0])
+    np.testing.assert_allclose(mahal.ace(image, targets[0]), single, rtol=0, atol=RELATIVE)
+    space = spectral.ace(image, targets[:count])
+    scores = mahal.ace(image, targets[:count], subspace=True)
+    np.testing.assert_allclose(scores, space, rtol=0, atol=RELATIVE)
+    filtered = spectral.matched_filter(image, targets[0])
+    np.testing.assert_allclose(
+        mahal.matched_filter(image, targets[0]),
+        filtered,
+        rtol=0,
+        atol=RELATIVE * np.abs(filtered).max(),
+    )
+
+
+def test_targets_on_the_background_of_another_scene() -> None:
+    rng = np.random.default_rng(6)
+    image, other = random_scene((12, 14, 6), rng), random_scene((20, 11, 6), rng)
+    target = 50 * rng.standard_normal(6)
+    stats = spectral.calc_stats(other)
+    expected = spectral.ace(image, target, background=stats)
+    scores = mahal.ace(image, target, background=other)
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=RELATIVE)
+    expected = spectral.matched_filter(image, target, background=stats)
+    scores = mahal.matched_filter(image, target, background=other)
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=RELATIVE * np.abs(expected).max())
+
+
+def test_angles() -> None:
+    rng = np.random.default_rng(7)
+    image, targets = rng.random((9, 11, 6)), rng.random((3, 6))
+    expected = spectral.spectral_angles(image, targets)
+    np.testing.assert_allclose(mahal.spectral_angle(image, targets), expected, atol=RELATIVE)
