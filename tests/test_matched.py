@@ -25,20 +25,25 @@ CONDITION = 50.0
 
 def some_targets(image: np.ndarray, count: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Spectra a few standard deviations away from the mean."""
-    bands = image.shape[-1]
-    return 100.0 + 40.0 * rng.standard_normal((*count, bands))
+    parts = rng.standard_normal((2, *count, image.shape[-1]))
+    return 100.0 + 40.0 * (parts[0] + 1j * parts[1] if np.iscomplexobj(image) else parts[0])
 
 
-def cases_of(variants: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]) -> Any:
+def cases_of(
+    variants: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]],
+    *,
+    circular: bool = False,
+) -> Any:
     def cases(rng: np.random.Generator) -> Iterator[Case]:
         for shape, count, params in variants:
-            image = random_scene(shape, rng)
+            image = random_scene(shape, rng, circular=circular)
             for name in ("mask", "background", "covariance"):
                 if params.get(name) == "random":
                     made = {
                         "mask": rng.random(shape[:-1]) < 0.8,
-                        "background": random_scene((20, 11, shape[-1]), rng),
-                        "covariance": 400 * random_spd(shape[-1], CONDITION, rng),
+                        "background": random_scene((20, 11, shape[-1]), rng, circular=circular),
+                        "covariance": 400
+                        * random_spd(shape[-1], CONDITION, rng, hermitian=circular),
                     }
                     params = {**params, name: made[name]}
             label = " ".join(k for k in params)
@@ -104,6 +109,41 @@ FILTER = OpSpec(
 )
 
 
+COMPLEX_ACE = OpSpec(
+    name="ace",
+    function=mahal.ace,
+    reference=with_status(reference_matched.ace),
+    invariants=[cosines_have_a_range],
+    dtypes=(np.complex64, np.complex128),
+    cases=cases_of(
+        [
+            ((12, 15, 4), (), {}),
+            ((9, 31, 1), (1,), {}),
+            ((22, 50, 9), (3,), {"mask": "random"}),
+            ((12, 15, 4), (2,), {"subspace": True}),
+            ((14, 13, 4), (3,), {"background": "random"}),
+            ((60, 3), (), {"covariance": "random"}),
+        ],
+        circular=True,
+    ),
+)
+
+COMPLEX_FILTER = OpSpec(
+    name="matched_filter",
+    function=mahal.matched_filter,
+    reference=with_status(reference_matched.matched_filter),
+    dtypes=(np.complex64, np.complex128),
+    cases=cases_of(
+        [
+            ((12, 15, 4), (2,), {}),
+            ((40, 1, 3), (), {"normalized": True}),
+            ((60, 3), (), {"covariance": "random"}),
+        ],
+        circular=True,
+    ),
+)
+
+
 def cem_cases(rng: np.random.Generator) -> Iterator[Case]:
     for case in cases_of(
         [
@@ -130,7 +170,7 @@ CEM = OpSpec(
 )
 
 
-@pytest.mark.parametrize("spec", [ACE, FILTER, CEM], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [ACE, FILTER, CEM, COMPLEX_ACE, COMPLEX_FILTER])
 def test_against_the_reference(spec: OpSpec) -> None:
     assert run_op_checks(spec).failures == 0
 
@@ -412,6 +452,41 @@ def test_thread_counts_give_the_same_bits() -> None:
             np.testing.assert_array_equal(function(image, targets, threads=count), first)
 
 
+def test_a_phase_does_not_matter_to_complex_scores() -> None:
+    rng = np.random.default_rng(19)
+    image = random_scene((14, 15, 3), rng, circular=True, offset=0.0)
+    target = rng.standard_normal((2, 3)) @ (np.ones(3) + 1j * rng.standard_normal((3, 3)))
+    mean, _ = mahal.mean_covariance(image)
+    allowed = tolerance(np.float64, condition=CONDITION, terms=6)
+    turned = mean + np.exp(0.7j) * (target - mean)
+    for function in (mahal.ace, mahal.matched_filter):
+        scores = function(image, target)
+        assert scores.dtype == np.float64
+        np.testing.assert_allclose(
+            function(image, turned), scores, rtol=0, atol=allowed * scores.max()
+        )
+        np.testing.assert_allclose(
+            function(image.conj(), target.conj()), scores, rtol=0, atol=allowed * scores.max()
+        )
+    pixels = np.stack([turned[0], 2 * mean - target[0]])
+    scores = mahal.ace(pixels, target[0], background=image, singular="nan")
+    np.testing.assert_allclose(scores, 1.0, atol=allowed)
+    # The uncentred filter of CEM, by its definition.
+    correlation = np.einsum("rcj,rck->jk", image, image.conj()) / 210
+    weights = np.linalg.solve(correlation, target[0])
+    want = np.abs(image @ weights.conj()) / (target[0].conj() @ weights).real
+    np.testing.assert_allclose(mahal.cem(image, target[0]), want, atol=allowed * want.max())
+
+
+def test_real_detectors_see_complex_images_with_real_values_alike() -> None:
+    rng = np.random.default_rng(20)
+    image, target = random_scene((14, 15, 3), rng), 50 * rng.standard_normal(3)
+    allowed = tolerance(np.float64, condition=CONDITION, terms=6)
+    scores = mahal.ace(image, target)
+    again = mahal.ace(image.astype(complex), target.astype(complex))
+    np.testing.assert_allclose(again, scores, atol=allowed)
+
+
 IMAGE = random_scene((12, 13, 3), np.random.default_rng(18))
 TARGET = np.array([150.0, 90.0, 120.0])
 ASYMMETRIC = np.array([[2.0, 1.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]])
@@ -483,6 +558,16 @@ def test_bad_types(
 ) -> None:
     with pytest.raises(TypeError, match=rf"^{name}: {argument}: .*, got .*$"):
         getattr(mahal, name)(image, target, **params)
+
+
+def test_complex_images_have_no_sign_and_no_angle() -> None:
+    image, target = IMAGE.astype(complex), TARGET.astype(complex)
+    with pytest.raises(ValueError, match=r"^ace: signed: .*, got complex128$"):
+        mahal.ace(image, target, signed=True)
+    with pytest.raises(TypeError, match=r"^spectral_angle: image: .*, got complex128$"):
+        mahal.spectral_angle(image, target)
+    with pytest.raises(TypeError, match=r"^ace: target: .*, got float64$"):
+        mahal.ace(image, TARGET)
 
 
 def test_a_float64_target_serves_a_float32_image() -> None:

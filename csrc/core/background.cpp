@@ -15,13 +15,13 @@
 namespace mahal {
 
 void load_targets(const char* op, const TensorView& target, std::int64_t padded, double* rows) {
-  const std::int64_t bands = target.shape[1];
+  const int bands = real_bands(target);
   dispatch_float(target.dtype, [&]<class T>() {
-    const T* data = static_cast<const T*>(target.data);
+    const PixelList<T> list = pixel_list<T>(target);
     for (std::int64_t k = 0; k < target.shape[0]; ++k) {
       double* row = rows + k * padded;
-      for (std::int64_t j = 0; j < bands; ++j) {
-        row[j] = static_cast<double>(data[k * target.strides[0] + j * target.strides[1]]);
+      for (int j = 0; j < bands; ++j) {
+        row[j] = static_cast<double>(list.data[k * list.col_stride + band_offset(list, j)]);
         if (!std::isfinite(row[j])) {
           throw_value_error(op, "target", "must be finite", std::to_string(row[j]));
         }

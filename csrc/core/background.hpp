@@ -46,8 +46,8 @@ inline std::int64_t pixel_count(const TensorView& x) {
   return count;
 }
 
-// Reads (targets, bands) spectra into rows of `padded` elements, the rest zero. Throws ValueError
-// in the name of `op` unless all are finite.
+// Reads (targets, bands) spectra into rows of `padded` real elements, the rest zero. Throws
+// ValueError in the name of `op` unless all are finite.
 void load_targets(const char* op, const TensorView& target, std::int64_t padded, double* rows);
 
 struct Moments {

@@ -60,7 +60,8 @@ inline void check_background(const char* op, const TensorView& background,
 inline void check_targets(const char* op, const TensorView& target, const TensorView& image) {
   check_given(op, "target", target);
   check_rank(op, "target", target, {2});
-  check_dtype(op, "target", target, {image.dtype, DType::f64});
+  check_dtype(op, "target", target,
+              {image.dtype, is_complex(image.dtype) ? DType::c128 : DType::f64});
   check_same_device(op, "target", target, "image", image);
   check_not_empty(op, "target", target);
   check_shape(op, "target", target, {target.shape[0], image.shape[image.rank - 1]});

@@ -37,25 +37,32 @@ bool is_cosine(MatchedScore score) {
 // What rounding leaves of a direction that depends on others, relative to its length.
 constexpr double dependent = 64 * std::numeric_limits<double>::epsilon();
 
+// Bands are real ones: a complex band is two of them, and one variable. A complex target w is two
+// directions, w and i w, whose real products with y are the parts of w^H y.
 struct Shape {
-  int bands, padded, targets;
+  int bands, padded, variables, targets, parts;
   std::int64_t pixels;
 };
 
 Shape shape_of(const TensorView& image, const TensorView& target) {
   Shape s;
-  s.bands = static_cast<int>(image.shape[image.rank - 1]);
+  s.bands = real_bands(image);
+  s.variables = static_cast<int>(image.shape[image.rank - 1]);
+  s.parts = is_complex(image.dtype) ? 2 : 1;
   s.padded = padded_bands(s.bands);
   s.targets = static_cast<int>(target.shape[0]);
   s.pixels = pixel_count(image);
   return s;
 }
 
+// Products with all directions, and the square.
+std::int64_t projection_rows(const Shape& s) { return s.targets * s.parts + 1LL; }
+
 struct Plan {
   Moments moments;             // of the image
   Moments background_moments;  // of other pixels, where given
   Factor factor;
-  double* directions;  // targets x padded
+  double* directions;  // targets x parts x padded
   double* offset;      // what the scores are relative to
   double* unloaded;    // copy of the covariance while it is tried
   char* whiten_room;
@@ -68,7 +75,7 @@ Plan make_plan(Scratch& scratch, const TensorView& image, const TensorView& targ
   const Shape s = shape_of(image, target);
   Plan p{};
   p.factor = plan_factor(scratch, s.bands);
-  p.directions = scratch.take<double>(static_cast<std::int64_t>(s.targets) * s.padded);
+  p.directions = scratch.take<double>(static_cast<std::int64_t>(s.targets) * s.parts * s.padded);
   p.offset = scratch.take<double>(s.padded);
   p.moments = plan_moments(scratch, s.pixels, s.bands, threads);
   if (is_given(background)) {
@@ -79,7 +86,7 @@ Plan make_plan(Scratch& scratch, const TensorView& image, const TensorView& targ
   p.unloaded = scratch.take<double>(static_cast<std::int64_t>(s.padded) * s.padded);
   scratch.rewind(statistics_done);
   p.whiten_room = plan_whitening(scratch, s.bands, threads);
-  p.projections = scratch.take<double>((s.targets + 1LL) * pixels_per_task * threads);
+  p.projections = scratch.take<double>(projection_rows(s) * pixels_per_task * threads);
   p.rows = scratch.take<double>(static_cast<std::int64_t>(s.padded) * threads);
   return p;
 }
@@ -92,6 +99,10 @@ void check_inputs(const MatchedParams& params, const TensorView& image, const Te
   if (is_given(background)) check_background(op, background, image);
   if (is_given(covariance) && op_name(params) == std::string("cem")) {
     throw_value_error(op, "covariance", "must not be given", "one");
+  }
+  if (is_complex(image.dtype) && params.score == MatchedScore::signed_ace) {
+    throw_value_error(op, "signed", "must be false for complex images, which know no sign",
+                      dtype_name(image.dtype));
   }
   if (is_given(covariance)) check_mean_and_covariance(op, image, TensorView{}, covariance);
 }
@@ -141,9 +152,10 @@ bool orthonormalize(const double* before, int count, int padded, double* row) {
 void prepare_directions(const MatchedParams& params, const Plan& p, const Shape& s,
                         const TensorView& target) {
   const char* op = op_name(params);
-  load_targets(op, target, s.padded, p.directions);
+  const std::int64_t step = static_cast<std::int64_t>(s.parts) * s.padded;
+  load_targets(op, target, step, p.directions);
   for (int k = 0; k < s.targets; ++k) {
-    double* w = p.directions + static_cast<std::int64_t>(k) * s.padded;
+    double* w = p.directions + k * step;
     bool differs = false;
     for (int j = 0; j < s.bands; ++j) {
       const double rounding = 4 * std::numeric_limits<double>::epsilon() * std::abs(p.offset[j]);
@@ -158,38 +170,48 @@ void prepare_directions(const MatchedParams& params, const Plan& p, const Shape&
     }
     forward(p.factor, s.bands, w);
     if (params.score == MatchedScore::subspace_ace) {
-      if (!orthonormalize(p.directions, k, s.padded, w)) {
+      if (!orthonormalize(p.directions, k * s.parts, s.padded, w)) {
         throw_value_error(op, "target", "must hold linearly independent differences to the mean",
                           "a dependent one at " + std::to_string(k));
       }
-      continue;
+    } else {
+      const double square = dot(w, w, s.bands);
+      const bool unit = is_cosine(params.score) || params.score == MatchedScore::normalized_filter;
+      const double length = unit ? std::sqrt(square) : square;
+      for (int j = 0; j < s.bands; ++j) w[j] /= length;
+      if (!is_cosine(params.score)) backward(p.factor, s.bands, w);
     }
-    const double square = dot(w, w, s.bands);
-    const bool unit = is_cosine(params.score) || params.score == MatchedScore::normalized_filter;
-    const double length = unit ? std::sqrt(square) : square;
-    for (int j = 0; j < s.bands; ++j) w[j] /= length;
-    if (!is_cosine(params.score)) backward(p.factor, s.bands, w);
+    if (s.parts == 2) {
+      double* turned = w + s.padded;
+      std::fill_n(turned, s.padded, 0.0);
+      for (int j = 0; j < s.bands; j += 2) {
+        turned[j] = -w[j + 1];
+        turned[j + 1] = w[j];
+      }
+    }
   }
 }
 
-// Scores of the pixels of one task from <q_k, y> in row k and |y|^2 in the row after them.
+// Scores of the pixels of one task from their products with the directions, one row each, and their
+// squares in the row after them.
 template <class T>
-void cosine_scores(MatchedScore kind, const double* projections, int targets, std::int64_t pixels,
-                   T* out) {
-  const double* square = projections + targets * pixels_per_task;
+void cosine_scores(MatchedScore kind, const double* projections, const Shape& s,
+                   std::int64_t pixels, T* out) {
+  const double* square = projections + (projection_rows(s) - 1) * pixels_per_task;
   for (std::int64_t i = 0; i < pixels; ++i) {
     double total = 0;
-    for (int k = 0; k < targets; ++k) {
-      const double c = projections[k * pixels_per_task + i];
+    for (int k = 0; k < s.targets; ++k) {
+      const double* c = projections + k * s.parts * pixels_per_task + i;
       double value;
       if (kind == MatchedScore::signed_ace) {
-        value = std::clamp(c / std::sqrt(square[i]), -1.0, 1.0);
+        value = std::clamp(*c / std::sqrt(square[i]), -1.0, 1.0);
       } else {
-        value = std::min(c * c / square[i], 1.0);
+        const double other = s.parts == 2 ? c[pixels_per_task] : 0;
+        value = std::min((*c * *c + other * other) / square[i], 1.0);
       }
       if (square[i] == 0) value = 0;
       total += value;
-      if (kind != MatchedScore::subspace_ace) out[i * targets + k] = static_cast<T>(value);
+      if (kind != MatchedScore::subspace_ace) out[i * s.targets + k] = static_cast<T>(value);
     }
     if (kind == MatchedScore::subspace_ace) out[i] = static_cast<T>(std::min(total, 1.0));
   }
@@ -212,6 +234,7 @@ void score_pixels(const MatchedParams& params, const Plan& p, const Shape& s,
         block.mean = p.offset;
         block.directions = p.directions;
         block.count = s.targets;
+        block.pairs = s.parts == 2;
         block.score = score;
         block.row = p.rows + static_cast<std::int64_t>(s.padded) * worker;
         MatchedKernel<I>::linear(block);
@@ -225,27 +248,18 @@ void score_pixels(const MatchedParams& params, const Plan& p, const Shape& s,
       block.factor = p.factor.lower;
       block.factor_stride = p.factor.padded;
       block.inverse_diagonal = p.factor.inverse_diagonal;
-      block.projections = p.projections + (s.targets + 1LL) * pixels_per_task * worker;
+      block.projections = p.projections + projection_rows(s) * pixels_per_task * worker;
       block.projection_stride = pixels_per_task;
       block.directions = p.directions;
-      block.direction_count = s.targets;
+      block.direction_count = s.targets * s.parts;
       block.scratch =
           p.whiten_room + worker * static_cast<std::int64_t>(whiten_scratch_bytes(s.padded));
       WhitenKernel<I>::run(block);
       const bool one = params.score == MatchedScore::subspace_ace;
-      cosine_scores(params.score, block.projections, s.targets, end - begin,
+      cosine_scores(params.score, block.projections, s, end - begin,
                     score + begin * (one ? 1 : s.targets));
     });
   });
-}
-
-// C + m m^T in place of the covariance C (divisor N): the correlation matrix 1 / N sum x x^T.
-void add_mean(const Moments& source, const Plan& p, int bands) {
-  const double share = (static_cast<double>(source.count) - 1) / static_cast<double>(source.count);
-  for (int i = 0; i < bands; ++i) {
-    double* row = p.factor.lower + static_cast<std::int64_t>(i) * p.factor.padded;
-    for (int j = 0; j <= i; ++j) row[j] = share * row[j] + source.mean[i] * source.mean[j];
-  }
 }
 
 }  // namespace
@@ -268,7 +282,7 @@ void matched(const MatchedParams& params, const TensorView& image, const TensorV
   check_mask(op, mask, image);
   const Shape s = shape_of(image, target);
   const int maps = params.score == MatchedScore::subspace_ace ? 1 : s.targets;
-  check_scores(op, "score", score, image.dtype, s.pixels * maps);
+  check_scores(op, "score", score, real_dtype(image.dtype), s.pixels * maps);
   check_status(op, status, s.pixels);
   select_route(op, execution, image.device, false);
   const int threads = resolve_threads(op, execution.threads);
@@ -283,14 +297,15 @@ void matched(const MatchedParams& params, const TensorView& image, const TensorV
   if (external) compute_mean(p.moments, image, mask, threads);
   const TensorView& samples = external ? background : image;
   const TensorView& usable = external ? TensorView{} : mask;
+  const bool center = params.score != MatchedScore::cem;
   bool enough = true;
   if (fixed) {
     compute_mean(*source, samples, usable, threads);
   } else {
-    enough = compute_moments(*source, samples, usable, 1, threads);
+    enough = compute_moments(*source, samples, usable, {1, center}, threads);
   }
   // Samples that the matrix needs to be regular.
-  const std::int64_t needed = fixed ? 1 : s.bands + (params.score == MatchedScore::cem ? 0 : 1);
+  const std::int64_t needed = fixed ? 1 : s.variables + (center ? 1 : 0);
   if (source->count < needed || !enough) {
     throw_value_error(op, external ? "background" : "image",
                       "needs " + std::to_string(needed) + " usable pixels or more",
@@ -302,10 +317,6 @@ void matched(const MatchedParams& params, const TensorView& image, const TensorV
     load_covariance(op, p.factor, covariance);
   } else {
     std::copy_n(source->covariance, static_cast<std::int64_t>(s.padded) * s.padded, p.factor.lower);
-    if (params.score == MatchedScore::cem) {
-      add_mean(*source, p, s.bands);
-      std::fill_n(p.offset, s.padded, 0.0);
-    }
     singular = factor_unit(p.factor, p.unloaded, s.bands);
   }
   prepare_directions(params, p, s, target);

@@ -33,12 +33,17 @@ Plan make_plan(Scratch& scratch, const TensorView& image, const TensorView& targ
   return p;
 }
 
+void check_inputs(const TensorView& image, const TensorView& target) {
+  check_pixels(op, "image", image, {2, 3});
+  check_dtype(op, "image", image, {DType::f32, DType::f64});
+  check_targets(op, target, image);
+}
+
 }  // namespace
 
 std::size_t spectral_angle_workspace(const TensorView& image, const TensorView& target,
                                      int threads) {
-  check_pixels(op, "image", image, {2, 3});
-  check_targets(op, target, image);
+  check_inputs(image, target);
   Scratch scratch;
   make_plan(scratch, image, target, resolve_threads(op, threads));
   return scratch.bytes();
@@ -46,8 +51,7 @@ std::size_t spectral_angle_workspace(const TensorView& image, const TensorView& 
 
 void spectral_angle(const TensorView& image, const TensorView& target, const TensorView& angle,
                     const Workspace& workspace, const Execution& execution) {
-  check_pixels(op, "image", image, {2, 3});
-  check_targets(op, target, image);
+  check_inputs(image, target);
   const std::int64_t pixels = pixel_count(image);
   const int count = static_cast<int>(target.shape[0]);
   check_scores(op, "angle", angle, image.dtype, pixels * count);

@@ -12,8 +12,8 @@ from mahal._arrays import (
     as_threads,
     check_choice,
     check_rank,
-    dtype_name,
     empty,
+    real_dtype_name,
     report_singular,
     stream,
     workspace,
@@ -36,25 +36,25 @@ def ace(
 ) -> Any:
     """Adaptive cosine estimator: the squared cosine between pixel and target, once whitened.
 
-    ``score = <w, y>^2 / (|w|^2 |y|^2)`` with ``y = L^-1 (x - m)``, ``w = L^-1 (t - m)`` and the
-    covariance ``S = L L^T`` of the background.
+    ``score = |<w, y>|^2 / (|w|^2 |y|^2)`` with ``y = L^-1 (x - m)``, ``w = L^-1 (t - m)`` and the
+    covariance ``S = L L^H`` of the background.
 
     Parameters
     ----------
     image : (rows, cols, bands) or (n, bands) array
-        Integers are promoted to float32.
+        Real or complex; integers are promoted to float32.
     target : (bands,) or (targets, bands) array
-        In the units of the image; its dtype or float64. Several targets are detected each for
+        In the units of the image; its dtype or its double. Several targets are detected each for
         itself, unless ``subspace`` is set.
     background : (rows, cols, bands) or (n, bands) array, optional
         Other pixels that give m and S.
     covariance : (bands, bands) array, optional
-        S itself, in the dtype of the image or float64; only m is estimated.
+        S itself, in the dtype of the image or its double; only m is estimated.
     mask : bool array of the shape of the pixels, optional
         True where a pixel is used; others are neither scored nor samples.
     signed : bool
         The cosine itself, in [-1, 1]: tells the target from its opposite ``2 m - t``, which the
-        square does not.
+        square does not. For real images only.
     subspace : bool
         One map for all targets: ``|Q^T y|^2 / |y|^2`` with an orthonormal basis Q of all w, the
         squared cosine between y and the space that they span.
@@ -71,7 +71,7 @@ def ace(
     scores : array of the shape of the pixels
         In [0, 1], or [-1, 1] when signed; 0 where the pixel is the mean. With two-dimensional
         targets and without ``subspace``, a last axis of targets is added. Of the library, device
-        and float dtype of the image. NaN where the status is 3 or 4.
+        and precision of the image, real. NaN where the status is 3 or 4.
     status : uint8 array of the shape of the pixels, with ``return_status``
         0 scored; 2 singular, see ``singular``; 3 a value that is not finite; 4 masked.
 
@@ -81,7 +81,7 @@ def ace(
         Wrong shapes; fewer samples than bands + 1; a target that is not finite or lies on the mean;
         targets of a subspace that are linearly dependent.
     TypeError
-        Arrays that are not real, or not of one library and dtype.
+        Arrays that are not numbers, or not of one library and dtype.
     SingularError
         With ``singular="raise"``.
 
@@ -92,7 +92,8 @@ def ace(
 
     Notes
     -----
-    With one band every pixel has the score 1.
+    With one band every pixel has the score 1. Complex images use Hermitian forms: neither a phase
+    of the pixel nor one of the target matters.
 
     References
     ----------
@@ -123,7 +124,7 @@ def matched_filter(
     """Matched filter: how much of a target is in every pixel, as seen against the background.
 
     ``score = <w, y> / |w|^2`` with ``y = L^-1 (x - m)``, ``w = L^-1 (t - m)`` and the covariance
-    ``S = L L^T`` of the background: 1 for the target, 0 for the mean, linear in the pixel.
+    ``S = L L^H`` of the background: 1 for the target, 0 for the mean, linear in the pixel.
 
     Parameters
     ----------
@@ -131,13 +132,15 @@ def matched_filter(
         As for `mahal.ace`.
     normalized : bool
         ``<w, y> / |w|`` instead, whose variance over the background is 1: the score in standard
-        deviations, also called spectral matched filter.
+        deviations, also called spectral matched filter. For complex images its square is the
+        adaptive matched filter (AMF) of radar.
 
     Returns
     -------
     scores : array of the shape of the pixels
         Neither clipped nor squared. With two-dimensional targets a last axis of targets is added.
-        Of the library, device and float dtype of the image. NaN where the status is 3 or 4.
+        Of the library, device and precision of the image, real: of complex images the magnitude of
+        ``w^H y`` is taken. NaN where the status is 3 or 4.
     status : uint8 array of the shape of the pixels, with ``return_status``
         As for `mahal.ace`.
 
@@ -188,7 +191,7 @@ def cem(
 ) -> Any:
     """Constrained energy minimisation: the linear filter of least output power that passes t.
 
-    ``score = t^T R^-1 x / (t^T R^-1 t)`` with the correlation matrix ``R = 1/N sum x x^T`` of the
+    ``score = t^H R^-1 x / (t^H R^-1 t)`` with the correlation matrix ``R = 1/N sum x x^H`` of the
     background: 1 for the target. No mean is removed.
 
     Parameters
@@ -252,7 +255,7 @@ def _scores(
     count = as_threads(op, threads)
     pixels = tuple(image.shape[:-1])
     maps = () if single or score == "subspace_ace" else (targets.shape[0],)
-    scores = empty(image, (*pixels, *maps), dtype_name(image))
+    scores = empty(image, (*pixels, *maps), real_dtype_name(image))
     status = empty(image, pixels, "uint8")
     memory = workspace(
         image, _core.matched_workspace(image, targets, background, covariance, score, count)

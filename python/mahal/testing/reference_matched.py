@@ -1,4 +1,4 @@
-"""Slow float64 references of the detectors of known targets.
+"""Slow references in double precision of the detectors of known targets.
 
 As in `mahal.testing.reference`, nothing here calls a kernel of mahal.
 """
@@ -12,36 +12,43 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mahal.testing import reference
-from mahal.testing.reference import Float64, Window
+from mahal.testing.reference import Float64, Numbers, Window
 
 __all__ = ["ace", "cem", "matched_filter", "spectral_angle"]
 
-Score: TypeAlias = Callable[[Float64, Float64], Float64]
+Score: TypeAlias = Callable[[Numbers, Numbers], Float64]
 """From whitened pixels (n, bands) and whitened targets (targets, bands) to (n, maps)."""
 
 
-def _squared_cosine(y: Float64, w: Float64) -> Float64:
+def _products(y: Numbers, w: Numbers) -> Float64:
+    """``<w, y>`` of every pair, the magnitude of ``w^H y`` where complex."""
+    products = y @ w.conj().T
+    return np.asarray(np.abs(products) if products.dtype.kind == "c" else products)
+
+
+def _squared_cosine(y: Numbers, w: Numbers) -> Float64:
     return np.asarray(_cosine(y, w) ** 2)
 
 
-def _cosine(y: Float64, w: Float64) -> Float64:
+def _cosine(y: Numbers, w: Numbers) -> Float64:
     lengths = np.linalg.norm(y, axis=1)[:, None] * np.linalg.norm(w, axis=1)
-    return np.asarray(np.divide(y @ w.T, lengths, out=np.zeros(lengths.shape), where=lengths > 0))
+    none = np.zeros(lengths.shape)
+    return np.asarray(np.divide(_products(y, w), lengths, out=none, where=lengths > 0))
 
 
-def _subspace(y: Float64, w: Float64) -> Float64:
+def _subspace(y: Numbers, w: Numbers) -> Float64:
     basis, _ = np.linalg.qr(w.T)
-    power = (y**2).sum(axis=1, keepdims=True)
-    inside = ((y @ basis) ** 2).sum(axis=1, keepdims=True)
+    power = reference._power(y)[:, None]
+    inside = reference._power(y @ basis.conj())[:, None]
     return np.asarray(np.divide(inside, power, out=np.zeros_like(inside), where=power > 0))
 
 
-def _filter(y: Float64, w: Float64) -> Float64:
-    return np.asarray(y @ w.T / (w**2).sum(axis=1))
+def _filter(y: Numbers, w: Numbers) -> Float64:
+    return np.asarray(_products(y, w) / reference._power(w))
 
 
-def _normalized_filter(y: Float64, w: Float64) -> Float64:
-    return np.asarray(y @ w.T / np.linalg.norm(w, axis=1))
+def _normalized_filter(y: Numbers, w: Numbers) -> Float64:
+    return np.asarray(_products(y, w) / np.linalg.norm(w, axis=1))
 
 
 def _detect(
@@ -57,10 +64,10 @@ def _detect(
     singular: str = "load",
     center: bool = True,
 ) -> tuple[Float64, NDArray[np.uint8]]:
-    data = np.asarray(image, dtype=np.float64)
+    data = reference._double(image)
     shape, bands = data.shape[:-1], data.shape[-1]
     flat = data.reshape(-1, bands)
-    targets = np.atleast_2d(np.asarray(target, dtype=np.float64))
+    targets = np.atleast_2d(reference._double(target))
     maps = 1 if score is _subspace else len(targets)
     use = np.ones(len(flat), bool) if mask is None else np.asarray(mask, bool).reshape(-1)
     finite = reference._finite(flat)
@@ -73,13 +80,10 @@ def _detect(
     if background is None:
         population = flat[use & finite]
     else:
-        other = np.asarray(background, dtype=np.float64).reshape(-1, bands)
+        other = reference._double(background).reshape(-1, bands)
         population = other[reference._finite(other)]
-    mean, estimate = reference._moments(population, 1)
-    matrix = estimate if covariance is None else np.asarray(covariance, dtype=np.float64)
-    if not center:
-        matrix = population.T @ population / len(population)
-        mean = np.zeros(bands)
+    mean, estimate = reference._moments(population, 1, center)
+    matrix = estimate if covariance is None else reference._double(covariance)
     one_map = np.ndim(target) == 1 or score is _subspace
     shown = shape if one_map else (*shape, maps)
 
