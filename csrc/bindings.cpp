@@ -264,24 +264,30 @@ mahal::MatchedScore matched_score_from_name(const std::string& name) {
   mahal::throw_value_error("matched", "score", "must be one of MatchedScore", quoted(name));
 }
 
-mahal::MatchedParams matched_params(const std::string& score, bool load) {
+mahal::MatchedParams matched_params(const std::string& score, Sides window,
+                                    const std::string& border, bool load) {
   mahal::MatchedParams params;
   params.score = matched_score_from_name(score);
+  params.window = window_of(window);
+  params.border = border_from_name("matched", border);
   params.singular = load ? mahal::Singular::load : mahal::Singular::nan;
   return params;
 }
 
 std::size_t matched_workspace(const Array& image, const Array& target, const Array& background,
-                              const Array& covariance, const std::string& score, int threads) {
-  return mahal::matched_workspace(matched_params(score, true), image, target, background,
-                                  covariance, threads);
+                              const Array& covariance, const std::string& score, Sides window,
+                              const std::string& border, int threads) {
+  return mahal::matched_workspace(matched_params(score, window, border, true), image, target,
+                                  background, covariance, threads);
 }
 
 void matched(const Array& image, const Array& target, const Array& background,
              const Array& covariance, const Array& mask, const Array& scores, const Array& status,
-             const Array& workspace, const std::string& score, bool load, int threads,
-             std::uintptr_t stream) {
-  const mahal::MatchedParams params = matched_params(score, load);
+             const Array& workspace, const std::string& score, Sides window,
+             const std::string& border, bool load, int threads, std::uintptr_t stream,
+             py::object progress) {
+  mahal::MatchedParams params = matched_params(score, window, border, load);
+  params.progress = {&report_progress, &progress};
   const Unlock unlock;
   mahal::matched(params, image, target, background, covariance, mask, scores, status,
                  workspace_of(workspace), execution_of(threads, stream));

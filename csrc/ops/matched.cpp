@@ -9,7 +9,9 @@
 #include "core/image_checks.hpp"
 #include "core/whitening.hpp"
 #include "ops/matched_kernel.hpp"
+#include "ops/matched_rows.hpp"
 #include "ops/mean_covariance_kernel.hpp"
+#include "ops/rx_targets.hpp"
 
 namespace mahal {
 
@@ -34,11 +36,8 @@ bool is_cosine(MatchedScore score) {
          score == MatchedScore::subspace_ace;
 }
 
-// What rounding leaves of a direction that depends on others, relative to its length.
-constexpr double dependent = 64 * std::numeric_limits<double>::epsilon();
-
-// Bands are real ones: a complex band is two of them, and one variable. A complex target w is two
-// directions, w and i w, whose real products with y are the parts of w^H y.
+// Bands are real ones: a complex band is two of them, and one variable. A complex target is two
+// directions (see matched_rows.hpp).
 struct Shape {
   int bands, padded, variables, targets, parts;
   std::int64_t pixels;
@@ -91,34 +90,39 @@ Plan make_plan(Scratch& scratch, const TensorView& image, const TensorView& targ
   return p;
 }
 
+bool is_local(const MatchedParams& params) {
+  return params.window.outer > 0 || params.window.inner > 0;
+}
+
+RxTargets local_targets(const MatchedParams& params, const TensorView& target) {
+  return {op_name(params), params.score, target};
+}
+
+RxParams local_params(const MatchedParams& params) {
+  RxParams local;
+  local.window = params.window;
+  local.border = params.border;
+  local.singular = params.singular;
+  local.progress = params.progress;
+  return local;
+}
+
 void check_inputs(const MatchedParams& params, const TensorView& image, const TensorView& target,
                   const TensorView& background, const TensorView& covariance) {
   const char* op = op_name(params);
   check_pixels(op, "image", image, {2, 3});
   check_targets(op, target, image);
   if (is_given(background)) check_background(op, background, image);
-  if (is_given(covariance) && op_name(params) == std::string("cem")) {
+  const bool energy = op_name(params) == std::string("cem");
+  if (energy && is_given(covariance)) {
     throw_value_error(op, "covariance", "must not be given", "one");
   }
+  if (energy && is_local(params)) throw_value_error(op, "window", "must not be given", "one");
   if (is_complex(image.dtype) && params.score == MatchedScore::signed_ace) {
     throw_value_error(op, "signed", "must be false for complex images, which know no sign",
                       dtype_name(image.dtype));
   }
   if (is_given(covariance)) check_mean_and_covariance(op, image, TensorView{}, covariance);
-}
-
-double dot(const double* a, const double* b, int n) {
-  double total = 0;
-  for (int j = 0; j < n; ++j) total += a[j] * b[j];
-  return total;
-}
-
-// w = L^-1 s in place.
-void forward(const Factor& f, int bands, double* w) {
-  for (int i = 0; i < bands; ++i) {
-    w[i] = (w[i] - dot(f.lower + static_cast<std::int64_t>(i) * f.padded, w, i)) *
-           f.inverse_diagonal[i];
-  }
 }
 
 // g = L^-T w in place.
@@ -130,23 +134,6 @@ void backward(const Factor& f, int bands, double* g) {
   }
 }
 
-// Takes the directions before `row` out of it, twice, as once leaves rounding behind, and brings it
-// to unit length. False when nothing but rounding is left.
-bool orthonormalize(const double* before, int count, int padded, double* row) {
-  const double length = std::sqrt(dot(row, row, padded));
-  for (int pass = 0; pass < 2; ++pass) {
-    for (int k = 0; k < count; ++k) {
-      const double* q = before + static_cast<std::int64_t>(k) * padded;
-      const double share = dot(q, row, padded);
-      for (int j = 0; j < padded; ++j) row[j] -= share * q[j];
-    }
-  }
-  const double rest = std::sqrt(dot(row, row, padded));
-  if (!(rest > dependent * std::sqrt(padded) * length)) return false;
-  for (int j = 0; j < padded; ++j) row[j] /= rest;
-  return true;
-}
-
 // From targets to the directions whose products with a pixel make the score: unit vectors w / |w|
 // in whitened coordinates, or what a linear score multiplies the difference x - offset with.
 void prepare_directions(const MatchedParams& params, const Plan& p, const Shape& s,
@@ -156,21 +143,15 @@ void prepare_directions(const MatchedParams& params, const Plan& p, const Shape&
   load_targets(op, target, step, p.directions);
   for (int k = 0; k < s.targets; ++k) {
     double* w = p.directions + k * step;
-    bool differs = false;
-    for (int j = 0; j < s.bands; ++j) {
-      const double rounding = 4 * std::numeric_limits<double>::epsilon() * std::abs(p.offset[j]);
-      w[j] -= p.offset[j];
-      differs |= std::abs(w[j]) > rounding;
-    }
-    if (!differs) {
+    if (!subtract(w, p.offset, s.bands)) {
       throw_value_error(
           op, "target",
           params.score == MatchedScore::cem ? "must not be zero" : "must differ from the mean",
           "equal values at " + std::to_string(k));
     }
-    forward(p.factor, s.bands, w);
+    forward(p.factor.lower, p.factor.padded, p.factor.inverse_diagonal, s.bands, w);
     if (params.score == MatchedScore::subspace_ace) {
-      if (!orthonormalize(p.directions, k * s.parts, s.padded, w)) {
+      if (!orthonormalize(p.directions, k * s.parts, s.padded, s.bands, w)) {
         throw_value_error(op, "target", "must hold linearly independent differences to the mean",
                           "a dependent one at " + std::to_string(k));
       }
@@ -182,12 +163,8 @@ void prepare_directions(const MatchedParams& params, const Plan& p, const Shape&
       if (!is_cosine(params.score)) backward(p.factor, s.bands, w);
     }
     if (s.parts == 2) {
-      double* turned = w + s.padded;
-      std::fill_n(turned, s.padded, 0.0);
-      for (int j = 0; j < s.bands; j += 2) {
-        turned[j] = -w[j + 1];
-        turned[j + 1] = w[j];
-      }
+      std::fill_n(w + s.padded, s.padded, 0.0);
+      turn(w, s.bands, w + s.padded);
     }
   }
 }
@@ -268,6 +245,10 @@ std::size_t matched_workspace(const MatchedParams& params, const TensorView& ima
                               const TensorView& target, const TensorView& background,
                               const TensorView& covariance, int threads) {
   check_inputs(params, image, target, background, covariance);
+  if (is_local(params)) {
+    return rx_targets_workspace(local_targets(params, target), local_params(params), image,
+                                background, covariance, threads);
+  }
   Scratch scratch;
   make_plan(scratch, image, target, background, resolve_threads(op_name(params), threads));
   return scratch.bytes();
@@ -279,6 +260,11 @@ void matched(const MatchedParams& params, const TensorView& image, const TensorV
              const Execution& execution) {
   const char* op = op_name(params);
   check_inputs(params, image, target, background, covariance);
+  if (is_local(params)) {
+    rx_targets(local_targets(params, target), local_params(params), image, background, covariance,
+               mask, score, status, workspace, execution);
+    return;
+  }
   check_mask(op, mask, image);
   const Shape s = shape_of(image, target);
   const int maps = params.score == MatchedScore::subspace_ace ? 1 : s.targets;

@@ -12,14 +12,14 @@
 #include "core/whitening.hpp"
 #include "core/windows.hpp"
 #include "ops/cholesky_kernel.hpp"
+#include "ops/matched_rows.hpp"
 #include "ops/mean_covariance_kernel.hpp"
 #include "ops/rx_kernel.hpp"
+#include "ops/rx_targets.hpp"
 
 namespace mahal {
 
 namespace {
-
-constexpr const char* op = "rx";
 
 // Smallest pivot of a regular window, relative to its diagonal entry on the whitened image.
 // Rounding leaves the pivots of rank-deficient windows within 1e-10 of zero; those of regular
@@ -48,9 +48,12 @@ constexpr int few_weak_pixels = 64;
 struct Shape {
   int rows, cols, bands, padded, variables;
   std::int64_t pixels;
+  int parts;  // of a complex number 2
+  MatchedScore kind;
+  int targets, maps;  // none and one: RX
 };
 
-Shape shape_of(const TensorView& image) {
+Shape shape_of(const TensorView& image, const RxTargets& targets) {
   Shape s;
   s.bands = real_bands(image);
   s.variables = static_cast<int>(image.shape[image.rank - 1]);
@@ -58,6 +61,10 @@ Shape shape_of(const TensorView& image) {
   s.cols = static_cast<int>(image.shape[image.rank - 2]);
   s.rows = image.rank == 3 ? static_cast<int>(image.shape[0]) : 1;
   s.pixels = pixel_count(image);
+  s.parts = is_complex(image.dtype) ? 2 : 1;
+  s.kind = targets.score;
+  s.targets = is_given(targets.target) ? static_cast<int>(targets.target.shape[0]) : 0;
+  s.maps = s.targets == 0 || s.kind == MatchedScore::subspace_ace ? 1 : s.targets;
   return s;
 }
 
@@ -66,6 +73,7 @@ struct Plan {
   Moments background_moments;  // of other pixels, where given
   Factor factor;
   double* unloaded;  // copy of the covariance while it is tried
+  double* targets;   // whitened: targets x padded
   char* whiten_room;
   // With a window only.
   WindowTables tables;
@@ -77,6 +85,10 @@ struct Plan {
   std::size_t worker_bytes;
 };
 
+std::int64_t target_elements(const Shape& s) {
+  return static_cast<std::int64_t>(s.targets) * s.parts * s.padded;
+}
+
 // One pixel from its own samples.
 struct OwnWindow {
   double* raw;      // spectra as they are in the image; the pixel itself comes last
@@ -86,6 +98,8 @@ struct OwnWindow {
   double* trial;
   double* inverse_diagonal;
   double* difference;
+  double* mean;
+  double* targets;
   char* whiten_room;
 };
 
@@ -99,6 +113,8 @@ OwnWindow plan_own_window(Scratch& scratch, const Shape& s, const Window& window
   w.trial = scratch.take<double>(static_cast<std::int64_t>(s.padded) * s.padded);
   w.inverse_diagonal = scratch.take<double>(s.padded);
   w.difference = scratch.take<double>(s.padded);
+  w.mean = scratch.take<double>(s.padded);
+  w.targets = scratch.take<double>(target_elements(s));
   w.whiten_room = plan_whitening(scratch, s.bands, 1);
   return w;
 }
@@ -107,6 +123,9 @@ OwnWindow plan_own_window(Scratch& scratch, const Shape& s, const Window& window
 struct MeanWindow {
   double* column_sums[2];  // (cols + margin) x padded, outer and inner
   double* sum;
+  double* mean;
+  double* difference;
+  double* targets;
 };
 
 MeanWindow plan_mean_window(Scratch& scratch, const Shape& s, const Window& window) {
@@ -114,6 +133,9 @@ MeanWindow plan_mean_window(Scratch& scratch, const Shape& s, const Window& wind
   const std::int64_t columns = s.cols + 2 * (window.outer / 2);
   for (double*& sums : w.column_sums) sums = scratch.take<double>(columns * s.padded);
   w.sum = scratch.take<double>(s.padded);
+  w.mean = scratch.take<double>(s.padded);
+  w.difference = scratch.take<double>(s.padded);
+  w.targets = scratch.take<double>(target_elements(s));
   return w;
 }
 
@@ -130,6 +152,8 @@ LocalRxBlock<T> local_block(const Shape& s, const Window& window) {
   block.score_stride = block.weak_stride = s.cols;
   block.tolerance = weak_pivot<T>;
   block.trust = trusted_error<T>;
+  block.target_count = s.targets;
+  block.kind = s.kind;
   return block;
 }
 
@@ -148,7 +172,7 @@ ExactTile plan_exact_tile(Scratch& scratch, const Shape& s, const Window& window
   const std::int64_t rows = std::min(s.rows, rows_per_strip + window.outer);
   const std::int64_t cols = std::min(s.cols, lanes + window.outer);
   tile.whitened = scratch.take<double>(rows * cols * s.padded);
-  tile.score = scratch.take<double>(static_cast<std::int64_t>(rows_per_strip) * lanes);
+  tile.score = scratch.take<double>(static_cast<std::int64_t>(rows_per_strip) * lanes * s.maps);
   tile.whiten_room = plan_whitening(scratch, s.bands, 1);
   tile.kernel_room = scratch.take<char>(
       static_cast<std::int64_t>(RxKernel<I>::scratch_bytes(local_block<double, I>(s, window))));
@@ -173,13 +197,13 @@ std::size_t worker_bytes(const Shape& s, const Window& window, bool fixed) {
   return (scratch.bytes() + 63) / 64 * 64;
 }
 
-Plan make_plan(Scratch& scratch, const RxParams& params, const TensorView& image,
+Plan make_plan(Scratch& scratch, const Shape& s, const RxParams& params, const TensorView& image,
                const TensorView& background, const TensorView& covariance, int threads) {
   Plan p{};
-  const Shape s = shape_of(image);
   const bool local = params.window.outer > 0;
   const bool fixed = is_given(covariance);
   p.factor = plan_factor(scratch, s.bands);
+  p.targets = scratch.take<double>(static_cast<std::int64_t>(s.targets) * s.padded);
   if (local) {
     p.tables = plan_windows(scratch, params.window, params.border, s.rows, s.cols);
     p.unusable = plan_counter(scratch, params.window, s.rows, s.cols);
@@ -212,8 +236,9 @@ std::int64_t needed_samples(const RxParams& params, std::int64_t variables) {
   return variables + (params.center ? 1 : 0);
 }
 
-void check_inputs(const RxParams& params, const TensorView& image, const TensorView& background,
-                  const TensorView& covariance) {
+void check_inputs(const RxTargets& targets, const RxParams& params, const TensorView& image,
+                  const TensorView& background, const TensorView& covariance) {
+  const char* op = targets.op;
   const bool local = params.window.outer > 0 || params.window.inner > 0;
   if (local) {
     check_pixels(op, "image", image, {3});
@@ -259,8 +284,11 @@ struct Scores {
   T* score;
   std::uint8_t* status;
 
+  int maps;  // scores of a pixel, side by side
+
+  T* of(std::int64_t pixel) const { return score + pixel * maps; }
   void mark(std::int64_t pixel, std::uint8_t why) const {
-    score[pixel] = std::numeric_limits<T>::quiet_NaN();
+    std::fill_n(of(pixel), maps, std::numeric_limits<T>::quiet_NaN());
     status[pixel] = why;
   }
 };
@@ -287,7 +315,7 @@ void global_scores(const RxParams& params, const Plan& p, const Shape& s, const 
 template <class T, Isa I>
 std::uint8_t own_window_score(const RxParams& params, const Plan& p, const Shape& s,
                               const TensorView& image, int row, int col, bool always_load,
-                              const OwnWindow& w, T& score) {
+                              const OwnWindow& w, T* score) {
   const PixelList<T> list = pixel_list<T>(image);
   const auto gather = [&](int r, int c, double* dst) {
     const T* src = list.data + r * list.row_stride + c * list.col_stride;
@@ -339,19 +367,25 @@ std::uint8_t own_window_score(const RxParams& params, const Plan& p, const Shape
   if (always_load || !factor(0)) {
     status = status_singular;
     if (params.singular == Singular::nan || !factor(rx_loading)) {
-      score = std::numeric_limits<T>::quiet_NaN();
+      std::fill_n(score, s.maps, std::numeric_limits<T>::quiet_NaN());
       return status;
     }
   }
-  double total = 0;
-  for (int i = 0; i < s.bands; ++i) {
-    const double* l = w.trial + static_cast<std::int64_t>(i) * s.padded;
-    double v = w.difference[i];
-    for (int k = 0; k < i; ++k) v -= l[k] * w.difference[k];
-    w.difference[i] = v * w.inverse_diagonal[i];
-    total += w.difference[i] * w.difference[i];
+  const auto solve = [&](double* d) { forward(w.trial, s.padded, w.inverse_diagonal, s.bands, d); };
+  // Before the pixel gives its place to y: targets relative to the mean, which it is relative to.
+  for (int k = 0; k < s.targets; ++k) {
+    double* row = w.targets + static_cast<std::int64_t>(k) * s.padded;
+    std::copy_n(p.targets + static_cast<std::int64_t>(k) * s.padded, s.padded, row);
+    for (int j = 0; j < s.bands; ++j) w.mean[j] = statistics.test[j] - w.difference[j];
+    if (subtract(row, w.mean, s.bands)) solve(row);
   }
-  score = static_cast<T>(total);
+  solve(w.difference);
+  if (s.targets == 0) {
+    *score = static_cast<T>(dot(w.difference, w.difference, s.bands));
+    return status;
+  }
+  const TargetRows rows{s.kind, s.targets, 1, s.bands, s.padded, w.targets};
+  if (!score_rows(rows, w.difference, score)) status = status_singular;
   return status;
 }
 
@@ -406,6 +440,17 @@ void whiten_image(const Plan& p, const Shape& s, const TensorView& image, int th
   whiten_pixels(block, s.pixels, p.whiten_room, threads);
 }
 
+// Targets go the way of the pixels, so that a target that is a pixel stays one.
+void whiten_targets(const char* op, const Plan& p, const Shape& s, const TensorView& target,
+                    int threads) {
+  load_targets(op, target, s.padded, p.targets);
+  WhitenBlock<double, double> block = whiten_block<double, double>(p, p.moments.mean);
+  block.pixels = {p.targets, s.targets, 0, s.padded, 1, 0, s.bands, s.padded};
+  block.whitened = p.targets;
+  block.out_stride = block.out_bands = s.padded;
+  whiten_pixels(block, s.targets, p.whiten_room, threads);
+}
+
 // Scores a block of a float32 image in float64.
 template <Isa I>
 void score_exactly(const Plan& p, const Shape& s, const Window& window, const TensorView& image,
@@ -452,7 +497,9 @@ void score_exactly(const Plan& p, const Shape& s, const Window& window, const Te
   block.col_end = col_end;
   block.count = done.count;
   block.loading = done.loading;
-  block.score = tile.score - (done.row_begin * lanes + done.col_begin);
+  block.targets = p.targets;
+  block.score =
+      tile.score - static_cast<std::int64_t>(done.row_begin * lanes + done.col_begin) * s.maps;
   block.score_stride = lanes;
   block.weak = done.weak;
   block.scratch = tile.kernel_room;
@@ -462,8 +509,9 @@ void score_exactly(const Plan& p, const Shape& s, const Window& window, const Te
   }
   for (int r = done.row_begin; r < done.row_end; ++r) {
     for (int c = done.col_begin; c < col_end; ++c) {
-      done.score[r * done.score_stride + c] =
-          static_cast<float>(block.score[static_cast<std::int64_t>(r) * lanes + c]);
+      const double* from = block.score + (static_cast<std::int64_t>(r) * lanes + c) * s.maps;
+      float* to = done.score + (r * done.score_stride + c) * s.maps;
+      for (int k = 0; k < s.maps; ++k) to[k] = static_cast<float>(from[k]);
     }
   }
 }
@@ -500,6 +548,7 @@ void local_scores(const RxParams& params, const Plan& p, const Shape& s, const T
         block.status_stride = s.cols;
         block.count = count;
         block.loading = singular ? static_cast<T>(rx_loading) : T(0);
+        block.targets = p.targets;
         block.score = out.score;
         block.weak = out.status;
         block.ticks = params.ticks ? params.ticks + 2 * worker : nullptr;
@@ -544,7 +593,7 @@ void local_scores(const RxParams& params, const Plan& p, const Shape& s, const T
       const OwnWindow w = plan_own_window(scratch, s, params.window);
       const std::int32_t pixel = p.weak_list[task];
       out.status[pixel] = own_window_score<T, I>(params, p, s, image, pixel / s.cols,
-                                                 pixel % s.cols, singular, w, out.score[pixel]);
+                                                 pixel % s.cols, singular, w, out.of(pixel));
     });
   });
 }
@@ -619,13 +668,22 @@ void local_mean_scores(const RxParams& params, const Plan& p, const Shape& s,
         }
         const double reciprocal = 1.0 / (count ? count[pixel] : window_samples(window));
         const T* x = spectrum(r, c);
-        double total = 0;
         for (int j = 0; j < s.bands; ++j) {
-          const double d = static_cast<double>(x[j]) - w.sum[j] * reciprocal;
-          total += d * d;
+          w.mean[j] = w.sum[j] * reciprocal;
+          w.difference[j] = static_cast<double>(x[j]) - w.mean[j];
         }
-        out.score[pixel] = static_cast<T>(total);
         out.status[pixel] = status_ok;
+        if (s.targets == 0) {
+          out.score[pixel] = static_cast<T>(dot(w.difference, w.difference, s.bands));
+          continue;
+        }
+        for (int k = 0; k < s.targets; ++k) {
+          double* row = w.targets + static_cast<std::int64_t>(k) * s.parts * s.padded;
+          std::copy_n(p.targets + static_cast<std::int64_t>(k) * s.padded, s.bands, row);
+          subtract(row, w.mean, s.bands);
+        }
+        const TargetRows rows{s.kind, s.targets, s.parts, s.bands, s.padded, w.targets};
+        if (!score_rows(rows, w.difference, out.of(pixel))) out.status[pixel] = status_singular;
       }
     }
     report(params, done, strips, worker);
@@ -634,38 +692,44 @@ void local_mean_scores(const RxParams& params, const Plan& p, const Shape& s,
 
 }  // namespace
 
+std::size_t rx_targets_workspace(const RxTargets& targets, const RxParams& params,
+                                 const TensorView& image, const TensorView& background,
+                                 const TensorView& covariance, int threads) {
+  check_inputs(targets, params, image, background, covariance);
+  Scratch scratch;
+  make_plan(scratch, shape_of(image, targets), params, image, background, covariance,
+            resolve_threads(targets.op, threads));
+  return scratch.bytes();
+}
+
 std::size_t rx_workspace(const RxParams& params, const TensorView& image,
                          const TensorView& background, const TensorView& covariance, int threads) {
-  check_inputs(params, image, background, covariance);
-  Scratch scratch;
-  make_plan(scratch, params, image, background, covariance, resolve_threads(op, threads));
-  return scratch.bytes();
+  return rx_targets_workspace({}, params, image, background, covariance, threads);
 }
 
 void rx(const RxParams& params, const TensorView& image, const TensorView& background,
         const TensorView& covariance, const TensorView& mask, const TensorView& score,
         const TensorView& status, const Workspace& workspace, const Execution& execution) {
-  check_inputs(params, image, background, covariance);
+  rx_targets({}, params, image, background, covariance, mask, score, status, workspace, execution);
+}
+
+void rx_targets(const RxTargets& targets, const RxParams& params, const TensorView& image,
+                const TensorView& background, const TensorView& covariance, const TensorView& mask,
+                const TensorView& score, const TensorView& status, const Workspace& workspace,
+                const Execution& execution) {
+  const char* op = targets.op;
+  check_inputs(targets, params, image, background, covariance);
   check_mask(op, mask, image);
-  const Shape s = shape_of(image);
-  check_given(op, "score", score);
-  check_given(op, "status", status);
-  if (score.dtype != real_dtype(image.dtype) || element_count(score) != s.pixels ||
-      !is_contiguous(score) || score.read_only) {
-    throw_value_error(op, "score",
-                      "must be contiguous with one element per pixel, real dtype of image",
-                      shape_text(score));
-  }
-  if (status.dtype != DType::u8 || element_count(status) != s.pixels || !is_contiguous(status)) {
-    throw_value_error(op, "status", "must be contiguous uint8 with one element per pixel",
-                      shape_text(status));
-  }
+  const Shape s = shape_of(image, targets);
+  check_scores(op, "score", score, real_dtype(image.dtype), s.pixels * s.maps);
+  check_status(op, status, s.pixels);
   select_route(op, execution, image.device, false);
   const int threads = resolve_threads(op, execution.threads);
-  check_workspace(op, workspace, rx_workspace(params, image, background, covariance, threads));
+  check_workspace(op, workspace,
+                  rx_targets_workspace(targets, params, image, background, covariance, threads));
 
   Scratch scratch(workspace);
-  Plan p = make_plan(scratch, params, image, background, covariance, threads);
+  Plan p = make_plan(scratch, s, params, image, background, covariance, threads);
   const bool local = params.window.outer > 0;
   const bool fixed = is_given(covariance);
   const bool external = is_given(background);
@@ -691,8 +755,10 @@ void rx(const RxParams& params, const TensorView& image, const TensorView& backg
     std::copy_n(source->covariance, static_cast<std::int64_t>(s.padded) * s.padded, p.factor.lower);
     singular = factor_unit(p.factor, p.unloaded, s.bands);
   }
+  if (s.targets > 0) whiten_targets(op, p, s, targets.target, threads);
   dispatch_float(image.dtype, [&]<class T>() {
-    const Scores<T> out{static_cast<T*>(score.data), static_cast<std::uint8_t*>(status.data)};
+    const Scores<T> out{static_cast<T*>(score.data), static_cast<std::uint8_t*>(status.data),
+                        s.maps};
     if (!local) {
       global_scores<T>(params, p, s, image, source->mean, singular, out, threads);
     } else if (fixed) {

@@ -6,6 +6,7 @@
 
 #include "core/isa.hpp"
 #include "core/window_axis.hpp"
+#include "mahal/matched_score.hpp"
 
 namespace mahal {
 
@@ -31,7 +32,12 @@ struct LocalRxBlock {
   // So does a score whose estimated error, in units of rounding, exceeds this share of it.
   T trust;
   T loading;  // added to every diagonal entry of the covariance
-  T* score;   // rows x cols
+  // Without targets the score is RX. Otherwise the scores of a pixel lie side by side: one for each
+  // target, or for subspace_ace one alone.
+  const double* targets;  // whitened: target_count x padded
+  int target_count;
+  MatchedScore kind;
+  T* score;  // rows x cols x scores of a pixel
   std::uint8_t* weak;
   std::ptrdiff_t score_stride, weak_stride;
   std::uint64_t* ticks;  // time stamps spent sliding and factoring, or nullptr

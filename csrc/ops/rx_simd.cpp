@@ -1,5 +1,6 @@
 #include "core/gram.hpp"
 #include "core/interleaved_cholesky.hpp"
+#include "core/interleaved_rows.hpp"
 #include "core/isa.hpp"
 #include "core/simd.hpp"
 #include "ops/rx_kernel.hpp"
@@ -16,10 +17,10 @@ inline constexpr int spectra_at_once = 64;
 // Doubles and floats share the layout rules; all offsets are in elements.
 struct Layout {
   std::ptrdiff_t ld, state, sums, matrix, inverse, peak, strips, base, base_sums, origin, spectra,
-      pointers, total;
+      pointers, lengths, products, total;
 };
 
-MAHAL_INLINE Layout layout_of(int bands, int padded, int outer, int inner, int lanes,
+MAHAL_INLINE Layout layout_of(int bands, int padded, int outer, int inner, int targets, int lanes,
                               int element_bytes) {
   Layout s;
   std::ptrdiff_t at = 0;
@@ -31,7 +32,7 @@ MAHAL_INLINE Layout layout_of(int bands, int padded, int outer, int inner, int l
   s.ld = (bands + 1) | 1;  // an odd leading dimension spreads the rows over the cache sets
   s.state = take(static_cast<std::ptrdiff_t>(bands) * (bands + 1) / 2 * lanes);
   s.sums = take(static_cast<std::ptrdiff_t>(bands) * lanes);
-  s.matrix = take((bands + 1) * s.ld * lanes);
+  s.matrix = take((bands + 1 + targets) * s.ld * lanes);
   s.inverse = take(static_cast<std::ptrdiff_t>(bands) * lanes);
   s.peak = take(static_cast<std::ptrdiff_t>(bands) * lanes);
   s.strips = take(static_cast<std::ptrdiff_t>(bands) * 8 * lanes);
@@ -41,6 +42,8 @@ MAHAL_INLINE Layout layout_of(int bands, int padded, int outer, int inner, int l
   s.spectra = take(static_cast<std::ptrdiff_t>(spectra_at_once) * padded);
   const std::ptrdiff_t list = static_cast<std::ptrdiff_t>(outer) * outer + 2 * (outer + inner);
   s.pointers = take(list * static_cast<int>(sizeof(void*)) / element_bytes);
+  s.lengths = take(static_cast<std::ptrdiff_t>(targets) * lanes);
+  s.products = take(static_cast<std::ptrdiff_t>(targets) * lanes);
   s.total = at;
   return s;
 }
@@ -69,7 +72,8 @@ struct LocalRx {
 
   MAHAL_INLINE explicit LocalRx(const LocalRxBlock<T>& block)
       : b(block),
-        s(layout_of(block.bands, block.padded, block.outer, block.inner, L, sizeof(T))),
+        s(layout_of(block.bands, block.padded, block.outer, block.inner, block.target_count, L,
+                    sizeof(T))),
         mem(static_cast<T*>(block.scratch)) {}
 
   MAHAL_INLINE const T* spectrum(std::ptrdiff_t row, std::ptrdiff_t col) const {
@@ -324,10 +328,8 @@ struct LocalRx {
 
   // A change dA of the matrix changes d^T A^-1 d by z^T dA z with z = A^-1 d. Rounding of the sums
   // and of the factorisation is a change of entry (i, j) in proportion to the square root of
-  // peak_i peak_j, with signs at random: what adds up is z_i^2 peak_i. Leaves z in the row below
-  // the matrix.
-  MAHAL_INLINE V error() const {
-    T* z = mem + s.matrix + b.bands * s.ld * L;
+  // peak_i peak_j, with signs at random: what adds up is z_i^2 peak_i. Takes L^-1 d and leaves z.
+  MAHAL_INLINE V error(T* z) const {
     const auto back = [&](int k) {
       const V v = S::load(z + k * L) * S::load(mem + s.inverse + k * L);
       S::store(z + k * L, v);
@@ -364,6 +366,109 @@ struct LocalRx {
       total = S::fma(v * v, S::load(mem + s.peak + (k - 1) * L), total);
     }
     return total;
+  }
+
+  // The smaller of two margins, -1 where the new one is not positive: NaN is not.
+  static MAHAL_INLINE V narrowed(V margin, V excess) {
+    return S::min(excess > S::zero() ? excess : S::set1(T(-1)), margin);
+  }
+
+  MAHAL_INLINE T* target_row(int k) const {
+    return mem + s.matrix + (b.bands + 1 + k) * s.ld * L;
+  }
+
+  // Element j of target k minus the mean of the window.
+  MAHAL_INLINE V target_difference(int k, int j, V reciprocal) const {
+    const double t = b.targets[static_cast<std::ptrdiff_t>(k) * b.padded + j];
+    const T near = static_cast<T>(t - static_cast<double>(mem[s.origin + j]));
+    return S::fnma(S::load(mem + s.sums + j * L), reciprocal, S::set1(near));
+  }
+
+  // Leaves the unit vectors q along L^-1 (t - m) in the rows below the pixel, orthogonal to each
+  // other for a subspace, the squares of what was their lengths, and their products with y.
+  __attribute__((noinline)) V solve_targets(V reciprocal, V margin) const {
+    const InterleavedRows<S> rows{mem + s.matrix, s.ld, mem + s.inverse, b.bands};
+    const T* y = mem + s.matrix + b.bands * s.ld * L;
+    for (int k = 0; k < b.target_count; ++k) {
+      T* w = target_row(k);
+      for (int j = 0; j < b.bands; ++j) S::store(w + j * L, target_difference(k, j, reciprocal));
+    }
+    rows.forward(target_row(0), b.target_count);
+    for (int k = 0; k < b.target_count; ++k) {
+      T* w = target_row(k);
+      V square = rows.dot(w, w);
+      if (b.kind == MatchedScore::subspace_ace) {
+        const V before = square;
+        for (int pass = 0; pass < 2; ++pass) {
+          for (int p = 0; p < k; ++p) rows.subtract(w, rows.dot(target_row(p), w), target_row(p));
+        }
+        square = rows.dot(w, w);
+        // What is left of a target that all but depends on the others has lost its digits.
+        constexpr T independent = sizeof(T) == 4 ? T(1e-4) : T(1e-12);
+        margin = narrowed(margin, S::fnma(before, S::set1(independent), square));
+      }
+      rows.scale(w, T(1) / S::sqrt(square));
+      S::store(mem + s.lengths + k * L, square);
+      S::store(mem + s.products + k * L, rows.dot(w, y));
+    }
+    return margin;
+  }
+
+  // What rounding of the matrix, as for RX, and of t - m does to a unit vector and to its product
+  // with y, whose square is given and whose z = A^-1 d stands in its row.
+  __attribute__((noinline)) V check_targets(V reciprocal, V square, V margin) const {
+    const T* z = mem + s.matrix + b.bands * s.ld * L;
+    const V share = S::set1(T(1) / b.trust);
+    for (int k = 0; k < b.target_count; ++k) {
+      T* q = target_row(k);
+      margin = narrowed(margin, S::fnma(share, error(q), S::set1(T(1))));
+      V own = S::zero();
+      V across = S::zero();
+      for (int j = 0; j < b.bands; ++j) {
+        const V d = target_difference(k, j, reciprocal);
+        const V a = d * S::load(q + j * L);
+        const V c = d * S::load(z + j * L);
+        own = S::fma(a, a, own);
+        across = S::fma(c, c, across);
+      }
+      const V length = S::load(mem + s.lengths + k * L);
+      margin = narrowed(margin, S::fnma(T(4) * share * share, own, length));
+      margin = narrowed(margin, S::fnma(share * share, across, length * square));
+    }
+    return margin;
+  }
+
+  __attribute__((noinline)) void store_targets(int r, V square, V dof) const {
+    const int maps = b.kind == MatchedScore::subspace_ace ? 1 : b.target_count;
+    const V one = S::set1(T(1));
+    V total = S::zero();
+    for (int k = 0; k < b.target_count; ++k) {
+      const V c = S::load(mem + s.products + k * L);
+      const V length = S::load(mem + s.lengths + k * L);
+      V v;
+      switch (b.kind) {
+        case MatchedScore::signed_ace:
+          v = S::max(S::min(c / S::sqrt(square), one), -one);
+          break;
+        case MatchedScore::subspace_ace:
+          total = S::fma(c, c / square, total);
+          v = S::min(total, one);
+          break;
+        case MatchedScore::normalized_filter:
+          v = c * S::sqrt(dof);
+          break;
+        case MatchedScore::filter:
+          v = c / S::sqrt(length);
+          break;
+        default:
+          v = S::min(c * (c / square), one);
+      }
+      alignas(64) T value[L];
+      S::store(value, v);
+      for (int l = 0; l < L && b.col_begin + l < b.col_end; ++l) {
+        b.score[(r * b.score_stride + b.col_begin + l) * maps + (maps == 1 ? 0 : k)] = value[l];
+      }
+    }
   }
 
   // Sum of the squares of band j.
@@ -407,11 +512,18 @@ struct LocalRx {
     const V square = -S::load(border + n * L);
     alignas(64) T value[L];
     alignas(64) T margin[L];
+    if (b.target_count) cholesky.margin = solve_targets(reciprocal, cholesky.margin);
+    V least =
+        S::min(cholesky.margin, S::fnma(S::set1(T(1) / b.trust), error(border), square));
+    if (b.target_count) {
+      least = check_targets(reciprocal, square, least);
+      store_targets(r, square, dof);
+    }
     S::store(value, square * dof);
-    S::store(margin, S::min(cholesky.margin, S::fnma(S::set1(T(1) / b.trust), error(), square)));
+    S::store(margin, least);
     for (int l = 0; l < L && b.col_begin + l < b.col_end; ++l) {
       const std::ptrdiff_t col = b.col_begin + l;
-      b.score[r * b.score_stride + col] = value[l];
+      if (!b.target_count) b.score[r * b.score_stride + col] = value[l];
       b.weak[r * b.weak_stride + col] = !(margin[l] > T(0));
     }
   }
@@ -528,11 +640,13 @@ int RxKernel<current_isa>::lanes(double) {
 
 template <>
 std::size_t RxKernel<current_isa>::scratch_bytes(const LocalRxBlock<float>& b) {
-  return layout_of(b.bands, b.padded, b.outer, b.inner, Simd<float>::lanes, 4).total * 4;
+  return layout_of(b.bands, b.padded, b.outer, b.inner, b.target_count, Simd<float>::lanes, 4).total *
+         4;
 }
 template <>
 std::size_t RxKernel<current_isa>::scratch_bytes(const LocalRxBlock<double>& b) {
-  return layout_of(b.bands, b.padded, b.outer, b.inner, Simd<double>::lanes, 8).total * 8;
+  return layout_of(b.bands, b.padded, b.outer, b.inner, b.target_count, Simd<double>::lanes, 8).total *
+         8;
 }
 
 template <>

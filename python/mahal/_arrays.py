@@ -298,7 +298,9 @@ def to_host(array: Array) -> np.ndarray:
 _SINGULAR = 2
 
 
-def report_singular(op: str, status: Array, singular: str, *, depth: int = 3) -> None:
+def report_singular(
+    op: str, status: Array, singular: str, *, what: str = "a singular covariance", depth: int = 3
+) -> None:
     """Warn of the pixels with a singular covariance, or raise.
 
     ``depth`` counts the frames from here to the user's.
@@ -309,12 +311,11 @@ def report_singular(op: str, status: Array, singular: str, *, depth: int = 3) ->
     text = f"{found.sum()} of {found.size}"
     if singular == "raise":
         raise SingularError(
-            f"{op}: image: every covariance must be positive definite, got {text} pixels "
-            "with a singular one"
+            f"{op}: image: every covariance must be positive definite, got {text} pixels with {what}"
         )
     rule = "loaded by 1e-6 of the global covariance" if singular == "load" else "set to NaN"
     warnings.warn(
-        f"{op}: {text} pixels have a singular covariance and were {rule}",
+        f"{op}: {text} pixels have {what} and were {rule}",
         SingularWarning,
         stacklevel=depth,
     )

@@ -65,7 +65,14 @@ def mahalanobis(
     x: Any, mean: Any, covariance: Any, score: Any, workspace: Any, threads: int, stream: int
 ) -> None: ...
 def matched_workspace(
-    image: Any, target: Any, background: Any, covariance: Any, score: str, threads: int
+    image: Any,
+    target: Any,
+    background: Any,
+    covariance: Any,
+    score: str,
+    window: tuple[int, int],
+    border: str,
+    threads: int,
 ) -> int: ...
 def matched(
     image: Any,
@@ -77,9 +84,12 @@ def matched(
     status: Any,
     workspace: Any,
     score: str,
+    window: tuple[int, int],
+    border: str,
     load: bool,
     threads: int,
     stream: int,
+    progress: Any,
 ) -> None: ...
 def rx_workspace(
     image: Any,

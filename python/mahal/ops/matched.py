@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mahal import _core
@@ -10,6 +11,7 @@ from mahal._arrays import (
     as_float,
     as_mask,
     as_threads,
+    as_window,
     check_choice,
     check_rank,
     empty,
@@ -25,14 +27,17 @@ def ace(
     image: Array,
     target: Array,
     *,
+    window: Any = None,
     background: Array | None = None,
     covariance: Array | None = None,
     mask: Array | None = None,
     signed: bool = False,
     subspace: bool = False,
+    border: str = "shift",
     singular: str = "load",
     return_status: bool = False,
     threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Any:
     """Adaptive cosine estimator: the squared cosine between pixel and target, once whitened.
 
@@ -41,15 +46,20 @@ def ace(
 
     Parameters
     ----------
-    image : (rows, cols, bands) or (n, bands) array
-        Real or complex; integers are promoted to float32.
+    image : (rows, cols, bands) array; without ``window`` also (n, bands)
+        Real or complex; integers are promoted to float32. In windows complex images need a
+        ``covariance``.
     target : (bands,) or (targets, bands) array
         In the units of the image; its dtype or its double. Several targets are detected each for
         itself, unless ``subspace`` is set.
+    window : int or (inner, outer), optional
+        m and S of every pixel from a window around it, as for `mahal.rx`. The target becomes
+        relative to the mean of that window.
     background : (rows, cols, bands) or (n, bands) array, optional
-        Other pixels that give m and S.
+        Other pixels that give m and S. Not together with ``window``.
     covariance : (bands, bands) array, optional
-        S itself, in the dtype of the image or its double; only m is estimated.
+        S itself, in the dtype of the image or its double; only m is estimated, from the image, the
+        background or the window.
     mask : bool array of the shape of the pixels, optional
         True where a pixel is used; others are neither scored nor samples.
     signed : bool
@@ -58,22 +68,29 @@ def ace(
     subspace : bool
         One map for all targets: ``|Q^T y|^2 / |y|^2`` with an orthonormal basis Q of all w, the
         squared cosine between y and the space that they span.
+    border : {"shift", "reflect", "valid"}
+        Windows at the edge of the image, as for `mahal.rx`.
     singular : {"load", "nan", "raise"}
-        Rule for an S that is not positive definite. ``load`` adds ``1e-10 trace(S) / bands`` to
-        its diagonal, ``nan`` scores NaN, ``raise`` raises `SingularError`.
+        Rule for an S that is not positive definite, as for `mahal.rx`: ``load`` adds
+        ``1e-10 trace(S) / bands`` to the diagonal of a global S, and 1e-6 of the global S to that
+        of a window; ``nan`` scores NaN; ``raise`` raises `SingularError`.
     return_status : bool
         Also return the status of every pixel.
     threads : int, optional
         CPU threads; the result does not depend on it.
+    progress : callable, optional
+        With a window, called as ``progress(done, total)`` from the calling thread.
 
     Returns
     -------
     scores : array of the shape of the pixels
         In [0, 1], or [-1, 1] when signed; 0 where the pixel is the mean. With two-dimensional
         targets and without ``subspace``, a last axis of targets is added. Of the library, device
-        and precision of the image, real. NaN where the status is 3 or 4.
+        and precision of the image, real. NaN where the status is 1, 3 or 4.
     status : uint8 array of the shape of the pixels, with ``return_status``
-        0 scored; 2 singular, see ``singular``; 3 a value that is not finite; 4 masked.
+        As for `mahal.rx`: 0 scored; 1 too few samples; 2 singular, see ``singular``; 3 a value that
+        is not finite; 4 masked or at the edge. With a window, 2 also where a target lies on the
+        local mean or depends on the others of a subspace, which scores NaN.
 
     Raises
     ------
@@ -95,6 +112,14 @@ def ace(
     With one band every pixel has the score 1. Complex images use Hermitian forms: neither a phase
     of the pixel nor one of the target matters.
 
+    Local scores are computed on the image whitened by the covariance of all its pixels, in the
+    dtype of the image. As in `mahal.rx`, what rounding does to them is estimated; where it may
+    exceed 1e-3 (float32) or 1e-8 (float64) of the lengths of y and w, the pixel or its block is
+    scored again in float64.
+
+    Re-centring the target on the local mean, as Spectral Python does, makes the target depend on
+    the data: the law of the scores in `mahal.significance` is that of a fixed ``t - m``.
+
     References
     ----------
     S. Kraut and L. L. Scharf, "The CFAR adaptive subspace detector is a scale-invariant GLRT", IEEE
@@ -105,7 +130,19 @@ def ace(
         raise ValueError(f"{op}: signed: must not be combined with subspace, got both")
     score = "signed_ace" if signed else "subspace_ace" if subspace else "ace"
     return _scores(
-        op, score, image, target, background, covariance, mask, singular, return_status, threads
+        op,
+        score,
+        image,
+        target,
+        window,
+        background,
+        covariance,
+        mask,
+        border,
+        singular,
+        return_status,
+        threads,
+        progress,
     )
 
 
@@ -113,13 +150,16 @@ def matched_filter(
     image: Array,
     target: Array,
     *,
+    window: Any = None,
     background: Array | None = None,
     covariance: Array | None = None,
     mask: Array | None = None,
     normalized: bool = False,
+    border: str = "shift",
     singular: str = "load",
     return_status: bool = False,
     threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Any:
     """Matched filter: how much of a target is in every pixel, as seen against the background.
 
@@ -128,7 +168,9 @@ def matched_filter(
 
     Parameters
     ----------
-    image, target, background, covariance, mask, singular, return_status, threads
+    image, target, window, background, covariance, mask, border, singular
+        As for `mahal.ace`.
+    return_status, threads, progress
         As for `mahal.ace`.
     normalized : bool
         ``<w, y> / |w|`` instead, whose variance over the background is 1: the score in standard
@@ -140,7 +182,7 @@ def matched_filter(
     scores : array of the shape of the pixels
         Neither clipped nor squared. With two-dimensional targets a last axis of targets is added.
         Of the library, device and precision of the image, real: of complex images the magnitude of
-        ``w^H y`` is taken. NaN where the status is 3 or 4.
+        ``w^H y`` is taken. NaN where the status is 1, 3 or 4.
     status : uint8 array of the shape of the pixels, with ``return_status``
         As for `mahal.ace`.
 
@@ -169,12 +211,15 @@ def matched_filter(
         "normalized_filter" if normalized else "filter",
         image,
         target,
+        window,
         background,
         covariance,
         mask,
+        border,
         singular,
         return_status,
         threads,
+        progress,
     )
 
 
@@ -227,7 +272,19 @@ def cem(
     """
     score = "centered_cem" if center else "cem"
     return _scores(
-        "cem", score, image, target, background, None, mask, singular, return_status, threads
+        "cem",
+        score,
+        image,
+        target,
+        None,
+        background,
+        None,
+        mask,
+        "shift",
+        singular,
+        return_status,
+        threads,
+        None,
     )
 
 
@@ -236,16 +293,21 @@ def _scores(
     score: str,
     image: Any,
     target: Any,
+    window: Any,
     background: Any,
     covariance: Any,
     mask: Any,
+    border: str,
     singular: str,
     return_status: bool,
     threads: int | None,
+    progress: Callable[[int, int], object] | None,
 ) -> Any:
+    check_choice(op, "border", border, ("shift", "reflect", "valid"))
     check_choice(op, "singular", singular, ("load", "nan", "raise"))
     image = as_float(op, "image", image)
-    check_rank(op, "image", image, 2, 3)
+    sides = (0, 0) if window is None else as_window(op, window)
+    check_rank(op, "image", image, *((2, 3) if window is None else (3,)))
     targets, single = as_targets(op, target, image)
     if background is not None:
         background = as_float(op, "background", background, like=image)
@@ -258,7 +320,10 @@ def _scores(
     scores = empty(image, (*pixels, *maps), real_dtype_name(image))
     status = empty(image, pixels, "uint8")
     memory = workspace(
-        image, _core.matched_workspace(image, targets, background, covariance, score, count)
+        image,
+        _core.matched_workspace(
+            image, targets, background, covariance, score, sides, border, count
+        ),
     )
     _core.matched(
         image,
@@ -270,9 +335,15 @@ def _scores(
         status,
         memory,
         score,
+        sides,
+        border,
         singular == "load",
         count,
         stream(image),
+        progress,
     )
-    report_singular(op, status, singular, depth=4)
+    what = "a singular covariance"
+    if window is not None:
+        what += " or a target without a direction of its own"
+    report_singular(op, status, singular, what=what, depth=4)
     return (scores, status) if return_status else scores
