@@ -159,7 +159,7 @@ def count_by_loop(used, window, border):
     inner, outer = (0, window) if isinstance(window, int) else window
     rows, cols = used.shape
     pad = outer // 2
-    mirrored = np.pad(used, pad, mode="reflect")
+    padded = np.pad(used, pad, mode="constant" if border == "clip" else "reflect")
     count = np.zeros(used.shape, dtype=int)
     for i, j in np.ndindex(used.shape):
         if border == "shift":
@@ -173,14 +173,14 @@ def count_by_loop(used, window, border):
                 continue
             centre = (i + pad, j + pad)
             boxes = [
-                mirrored[tuple(slice(c - w // 2, c - w // 2 + w) for c in centre)].sum()
+                padded[tuple(slice(c - w // 2, c - w // 2 + w) for c in centre)].sum()
                 for w in (outer, inner)
             ]
         count[i, j] = boxes[0] - boxes[1]
     return count
 
 
-@pytest.mark.parametrize("border", ["shift", "reflect", "valid"])
+@pytest.mark.parametrize("border", ["shift", "reflect", "valid", "clip"])
 @pytest.mark.parametrize("window", [(1, 3), (3, 7), 5, (5, 9), 1])
 def test_window_samples_equal_a_plain_loop(window, border):
     rng = np.random.default_rng(8)
@@ -199,7 +199,7 @@ def test_window_samples_equal_a_plain_loop(window, border):
         ((2, 5), {}, "window: sizes must be odd"),
         ((5, 5), {}, "window: inner must be below outer"),
         ((1, 11), {}, "window: must fit the image of 9 x 12 pixels"),
-        ((1, 3), {"border": "wrap"}, "border: must be shift, reflect or valid, got 'wrap'"),
+        ((1, 3), {"border": "wrap"}, "border: must be shift, reflect, valid or clip, got 'wrap'"),
         ((1, 3), {"mask": np.ones((3, 3), dtype=bool)}, "mask: must be boolean (9, 12)"),
         ((1, 3), {"mask": np.ones((9, 12))}, "mask: must be boolean (9, 12), got float64"),
     ],
