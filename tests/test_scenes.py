@@ -286,8 +286,12 @@ def test_matlab_refusals(tmp_path, cube, target, save):
     refused("key: no image (rows, cols, bands), has x (3 x 3)", path)
     save(path, data=cube, map=np.eye(6))
     refused("map must have the size of the image 5 x 7, got 6 x 6", path)
-    save(path, data=cube + 1j)
-    refused("values must be real numbers, got dtype complex128", path)
+
+
+@pytest.mark.parametrize("save", [save_v5, save_v73])
+def test_complex_matlab_image(tmp_path, cube, save):
+    save(tmp_path / "s.mat", data=cube + 1j)
+    np.testing.assert_array_equal(scenes.read(tmp_path / "s.mat").image, cube + 1j)
 
 
 def test_square_image_with_truth_of_another_size(tmp_path):
@@ -305,17 +309,17 @@ def test_other_refusals(tmp_path, cube):
     refused("must be a file, got a folder", tmp_path / ".")
     (tmp_path / "s.jp3").write_bytes(b"?")
     refused("unknown kind of file, must be one of MATLAB", tmp_path / "s.jp3")
-    np.save(tmp_path / "flat.npy", cube[:, :, 0])
-    refused("image must be (rows, cols, bands), got shape (5, 7)", tmp_path / "flat.npy")
+    np.save(tmp_path / "flat.npy", cube[0, :, 0])
+    refused("image must be (rows, cols, bands), got shape (7,)", tmp_path / "flat.npy")
     np.save(tmp_path / "none.npy", cube[:0])
     refused("image must be (rows, cols, bands), got shape (0, 7, 4)", tmp_path / "none.npy")
     np.save(tmp_path / "text.npy", np.full(SHAPE, "a"))
-    refused("values must be real numbers, got dtype <U1", tmp_path / "text.npy")
+    refused("image must be numbers, got dtype <U1", tmp_path / "text.npy")
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
     refused("cannot be read as a NumPy array", tmp_path / "objects.npy")
     np.save(tmp_path / "s.npy", cube)
     for option in ("key", "map_key", "mask_key"):
-        refused(f"{option}: only MATLAB files have keys", tmp_path / "s.npy", **{option: "data"})
+        refused(f"{option}: only MATLAB", tmp_path / "s.npy", **{option: "data"})
     save_envi(tmp_path / "s.hdr", cube, bbl=["0"] * 4)
     refused("bbl must leave at least one band", tmp_path / "s.hdr")
     (tmp_path / "s.img").unlink()

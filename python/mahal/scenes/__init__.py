@@ -1,12 +1,14 @@
 """Scenes: reading, writing beside them, and simulating them.
 
-`read` brings MATLAB, ENVI, GeoTIFF and NumPy files into one `Scene`, `write` puts a score map into
-the scene's own kind of file, `simulate` makes a scene with known truth.
+`read` brings optical and radar images of many kinds of files into one `Scene`, `read_target` brings
+spectra to look for, `write` puts a score map into the scene's own kind of file, `simulate` makes a
+scene with known truth.
 """
 
 from mahal.scenes._read import KINDS, read, read_map, read_truth
 from mahal.scenes._scene import Scene, SceneError, extra
 from mahal.scenes._simulate import simulate
+from mahal.scenes._target import read_target
 from mahal.scenes._write import score_paths, staged, write
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "extra",
     "read",
     "read_map",
+    "read_target",
     "read_truth",
     "score_paths",
     "simulate",

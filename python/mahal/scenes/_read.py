@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mahal.scenes import _sar
+from mahal.scenes._files import (
+    Array,
+    cube,
+    fit,
+    labels,
+    load_npy,
+    nanometres,
+    oriented,
+    reading,
+    real,
+    some,
+)
 from mahal.scenes._scene import Bools, Scene, SceneError, extra
 
-Array = npt.NDArray[Any]
-
-KINDS = "MATLAB .mat, ENVI with a .hdr, GeoTIFF .tif, NumPy .npy"
+KINDS = (
+    "MATLAB .mat, ENVI with a .hdr, GeoTIFF .tif, NumPy .npy or .npz, NISAR .h5, a PolSARpro "
+    "folder, a picture .bmp, .png or .jpg"
+)
 # Variable names met in public scenes: the image, then the truth that goes with it.
 IMAGE_NAMES = ("data", "hsi", "image", "hsi_img_sub")
 TRUTH_NAMES = ("map", "groundtruth", "hsi_gt", "mask", "gt", "truth")
 WAVELENGTH_NAMES = ("wavelengths", "wavelength", "wl")
 ENVI_SUFFIXES = ("", ".img", ".dat", ".raw", ".bsq", ".bil", ".bip")
-PICTURE_SUFFIXES = (".bmp", ".png", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg")
+# Options of `read` that only some kinds of files have.
+OPTIONS = {
+    "key": ("MATLAB and .npz files have keys", ("matlab", "npz")),
+    "map_key": ("MATLAB and .npz files have keys", ("matlab", "npz")),
+    "mask_key": ("MATLAB files have keys of masks", ("matlab",)),
+    "channels": ("NumPy files have an order of axes to name", ("npy", "npz")),
+    "polarisations": ("SAR products have named polarisations", ("polsarpro", "nisar", "geotiff")),
+    "frequency": ("NISAR files have frequencies", ("nisar",)),
+}
 CENTRE = re.compile(r"\s*([0-9]+\.?[0-9]*)\s*\(?\s*(nm|um|µm|[a-z]*met(?:er|re)s?)?", re.IGNORECASE)
-MICROMETRES = {"micrometers", "micrometres", "micrometer", "um", "µm", "microns", "micron"}
 
 
 class _Variable(NamedTuple):
@@ -47,61 +67,99 @@ def read(
     *,
     mask_key: str | None = None,
     truth: str | Path | None = None,
+    channels: Literal["last", "first"] | None = None,
+    polarisations: Sequence[str] | None = None,
+    frequency: str | None = None,
 ) -> Scene:
     """Read a scene.
 
     Parameters
     ----------
     path : path
-        MATLAB file (v5 or v7.3), ENVI header or data file (BIL, BIP, BSQ), GeoTIFF, or .npy with
-        shape (rows, cols, bands).
+        MATLAB file (v5 or v7.3), ENVI header or data file (BIL, BIP, BSQ), GeoTIFF, .npy or .npz,
+        a NISAR range-Doppler .h5 (RSLC or SLC), a PolSARpro folder (T2, T3, T4, C2, C3, C4 or S2),
+        or a picture (.bmp, .png, .jpg). Numbers may be complex.
     key : str, optional
-        MATLAB variable with the image. Not given: data, hsi, image or hsi_img_sub, else the only
-        three-dimensional numeric array.
+        Variable with the image of a MATLAB or .npz file. Not given: data, hsi, image or
+        hsi_img_sub (in .npz also slc), else the only three-dimensional numeric array.
     map_key : str, optional
         MATLAB variable with the truth, of the scene or of the file `truth`. Not given: map,
-        groundtruth, hsi_gt, mask, gt or truth when the file has one of them.
+        groundtruth, hsi_gt, mask, gt or truth when the file has one of them. In a .npz the truth
+        is never guessed, and its classes other than 0 are all targets; they are kept in
+        ``metadata["classes"]``.
     mask_key : str, optional
         MATLAB variable with the pixels to use (non-zero = use). Never guessed.
     truth : path, optional
         Separate file with the truth map, see `read_truth`.
+    channels : {"last", "first"}, optional
+        Axis of the bands in .npy and .npz arrays; last when not given, never guessed. An array
+        (rows, cols) is one band.
+    polarisations : sequence of str, optional
+        Channels to keep, in this order, of a file that names them: HH, HV, VH, VV of a scattering
+        matrix, a NISAR product or a GeoTIFF with such band descriptions. Not given: all there are.
+    frequency : {"A", "B"}, optional
+        Band of a NISAR product; A when not given.
 
     Returns
     -------
     Scene
         Pixels with the declared no-data value in any band are False in `mask`. Bands that an ENVI
         header lists as bad (bbl = 0) are left out; their number is ``metadata["bad_bands"]``. A
-        truth map stored as (cols, rows) is turned when the image is not square.
+        truth map stored as (cols, rows) is turned when the image is not square. A PolSARpro folder
+        of coherency or covariance matrices fills `covariance`; its `image` has the amplitudes, the
+        roots of the diagonal.
 
     Raises
     ------
     SceneError
         Anything that keeps the file from being a scene: missing, unreadable, truncated, an unknown
-        kind, an unknown or ambiguous key, a wrong rank, a truth map of another size.
+        kind, an unknown or ambiguous key, a wrong rank, a truth map of another size, an unknown
+        polarisation.
     ImportError
         The library that reads this kind is not installed.
     """
     path = Path(path)
-    _require_file(path)
-    kind = _kind(path)
-    if kind != "matlab":
-        for name, value in (("key", key), ("mask_key", mask_key)):
-            if value is not None:
-                raise SceneError(f"{path}: {name}: only MATLAB files have keys, got {value!r}")
-        if map_key is not None and truth is None:
-            raise SceneError(f"{path}: map_key: only MATLAB files have keys, got {map_key!r}")
+    if path.is_dir() and _sar.is_polsarpro(path):
+        kind = "polsarpro"
+    else:
+        _require_file(path)
+        kind = _kind(path)
+    own_map_key = None if truth is not None else map_key
+    given = {
+        "key": key,
+        "map_key": own_map_key,
+        "mask_key": mask_key,
+        "channels": channels,
+        "polarisations": polarisations,
+        "frequency": frequency,
+    }
+    for name, value in given.items():
+        rule, kinds = OPTIONS[name]
+        if value is not None and kind not in kinds:
+            raise SceneError(f"{path}: {name}: only {rule}, got {value!r}")
+    if channels not in (None, "last", "first"):
+        raise SceneError(f"{path}: channels: must be 'last' or 'first', got {channels!r}")
     if kind == "matlab":
-        scene = _read_matlab(path, key, None if truth is not None else map_key, mask_key)
+        scene = _read_matlab(path, key, own_map_key, mask_key)
     elif kind == "envi":
         scene = _read_envi(path)
     elif kind == "geotiff":
-        scene = _read_geotiff(path)
+        scene = _read_geotiff(path, polarisations)
+    elif kind == "npz":
+        scene = _sar.read_npz(path, key, own_map_key, channels or "last")
+    elif kind == "nisar":
+        scene = _sar.read_nisar(path, frequency or "A", polarisations)
+    elif kind == "polsarpro":
+        scene = _sar.read_polsarpro(path, polarisations)
+    elif kind == "picture":
+        scene = Scene(_read_picture(path), path.stem, "picture", path)
     else:
-        scene = Scene(_cube(path, _load_npy(path)), path.stem, "npy", path)
+        image = cube(path, oriented(load_npy(path), channels or "last"))
+        scene = Scene(image, path.stem, "npy", path)
     if truth is None:
         return scene
     found = read_truth(truth, map_key)
-    return replace(scene, truth=_fit(Path(truth), found, scene.image.shape), map_key=map_key)
+    return replace(scene, truth=fit(Path(truth), found, scene.image.shape), map_key=map_key)
 
 
 def read_map(path: str | Path, key: str | None = None) -> Array:
@@ -128,24 +186,26 @@ def read_map(path: str | Path, key: str | None = None) -> Array:
     """
     path = Path(path)
     _require_file(path)
-    kind = "picture" if path.suffix.lower() in PICTURE_SUFFIXES else _kind(path)
+    kind = _kind(path)
+    if kind in ("npz", "nisar"):
+        raise SceneError(f"{path}: unknown kind of map, must be .npy, MATLAB, ENVI or a picture")
     if key is not None and kind != "matlab":
         raise SceneError(f"{path}: key: only MATLAB files have keys, got {key!r}")
-    if kind == "picture":
+    if kind in ("picture", "geotiff"):
         values = _load_picture(path)
     elif kind == "matlab":
         variables = _matlab_variables(path)
         values = variables.load(_map_key(path, variables, key))
     elif kind == "envi":
-        cube, _ = _load_envi(path)
-        if cube.shape[2] != 1:
-            raise SceneError(f"{path}: a map must have one band, got {cube.shape[2]}")
-        values = cube[:, :, 0]
+        image, _ = _load_envi(path)
+        if image.shape[2] != 1:
+            raise SceneError(f"{path}: a map must have one band, got {image.shape[2]}")
+        values = image[:, :, 0]
     else:
-        values = _load_npy(path)
+        values = load_npy(path)
     if values.ndim != 2 or values.size == 0:
         raise SceneError(f"{path}: a map must be (rows, cols), got shape {values.shape}")
-    return _real(path, values)
+    return real(path, values)
 
 
 def read_truth(path: str | Path, key: str | None = None) -> Bools:
@@ -167,10 +227,10 @@ def read_truth(path: str | Path, key: str | None = None) -> Bools:
         As for `read_map`, and for a map with more than two values.
     """
     values = read_map(path, key)
-    labels = _labels(values)
-    if labels is None:
-        raise SceneError(f"{path}: truth must be 0 and one other value, got {_some(values)}")
-    return labels
+    found = labels(values)
+    if found is None:
+        raise SceneError(f"{path}: truth must be 0 and one other value, got {some(values)}")
+    return found
 
 
 def _require_file(path: Path) -> None:
@@ -186,84 +246,22 @@ def _kind(path: Path) -> str:
         return "matlab"
     if suffix in (".tif", ".tiff"):
         return "geotiff"
-    if suffix == ".npy":
-        return "npy"
+    if suffix in (".npy", ".npz"):
+        return suffix[1:]
+    if suffix in (".h5", ".hdf5"):
+        return "nisar"
+    if suffix in PICTURE_SUFFIXES:
+        return "picture"
     if suffix == ".hdr" or _envi_header(path) is not None:
         return "envi"
     raise SceneError(f"{path}: unknown kind of file, must be one of {KINDS}")
-
-
-@contextmanager
-def _reading(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a reader library raises on a damaged file into one SceneError line."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (SceneError, ImportError, MemoryError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SceneError(f"{path}: cannot be read as {what}: {reason[:200]}") from error
-
-
-def _real(path: Path, values: Array) -> Array:
-    if values.dtype.kind not in "bfiu":
-        raise SceneError(f"{path}: values must be real numbers, got dtype {values.dtype}")
-    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
-
-
-def _cube(path: Path, values: Array, what: str = "image") -> Array:
-    if values.ndim != 3 or values.size == 0:
-        raise SceneError(f"{path}: {what} must be (rows, cols, bands), got shape {values.shape}")
-    if values.dtype.kind == "b":
-        raise SceneError(f"{path}: {what} must be real numbers, got dtype bool")
-    return _real(path, values)
-
-
-def _some(values: Array) -> str:
-    distinct = np.unique(values)
-    return f"{distinct.size} values from {distinct[0]} to {distinct[-1]}"
-
-
-def _labels(values: Array) -> Bools | None:
-    distinct = np.unique(values)
-    if distinct.size > 2 or (distinct.size == 2 and distinct[0] != 0) or np.isnan(distinct).any():
-        return None
-    return np.asarray(values != 0)
-
-
-def _fit(path: Path, found: Array, shape: tuple[int, ...], what: str = "truth") -> Array:
-    rows, cols = shape[:2]
-    if found.shape == (rows, cols):
-        return found
-    if found.shape == (cols, rows):
-        return np.ascontiguousarray(found.T)
-    raise SceneError(
-        f"{path}: {what} must have the size of the image {rows} x {cols}, "
-        f"got {' x '.join(map(str, found.shape))}"
-    )
-
-
-def _nanometres(values: Array, unit: str | None) -> npt.NDArray[np.float64]:
-    centres = np.asarray(values, dtype=np.float64)
-    named = (unit or "").strip().lower()
-    # Without a unit: no optical sensor has band centres below 100 nm or above 100 micrometres.
-    micro = named in MICROMETRES or (not named and float(np.median(centres)) < 100)
-    return centres * 1000.0 if micro else centres
-
-
-def _load_npy(path: Path) -> Array:
-    with _reading(path, "a NumPy array"):
-        loaded: Array = np.load(path, allow_pickle=False)
-    return loaded
 
 
 # MATLAB
 
 
 def _matlab_variables(path: Path) -> _Variables:
-    with _reading(path, "a MATLAB file"):
+    with reading(path, "a MATLAB file"):
         # Version 7.3 is an HDF5 file behind a header of 512 bytes that names it.
         with path.open("rb") as stream:
             start = stream.read(520)
@@ -280,7 +278,7 @@ def _matlab_variables(path: Path) -> _Variables:
         raise SceneError(f"{path}: holds no variable")
 
     def load(name: str) -> Array:
-        with _reading(path, "a MATLAB file"):
+        with reading(path, "a MATLAB file"):
             found: Array = io.loadmat(str(path), variable_names=[name])[name]
             return found
 
@@ -300,7 +298,7 @@ def _matlab73(path: Path) -> _Variables:
             listing[name] = _Variable(shape, dataset and not text and item.dtype.kind in "bfiuc")
 
     def load(name: str) -> Array:
-        with _reading(path, "a MATLAB file"), h5py.File(path, "r") as file:
+        with reading(path, "a MATLAB file"), h5py.File(path, "r") as file:
             # MATLAB stores column-major, HDF5 shows the same bytes with the axes reversed.
             found: Array = file[name][()].T
             return found
@@ -372,32 +370,32 @@ def _map_key(path: Path, variables: _Variables, key: str | None) -> str:
 def _read_matlab(path: Path, key: str | None, map_key: str | None, mask_key: str | None) -> Scene:
     variables = _matlab_variables(path)
     key = _image_key(path, variables, key)
-    image = _cube(path, variables.load(key), key)
+    image = cube(path, variables.load(key), key)
     truth = mask = wavelengths = None
     used = {key}
     if map_key is not None:
         found = variables.load(_variable(path, variables, "map_key", map_key, 2))
-        truth = _labels(_real(path, found))
+        truth = labels(real(path, found))
         if truth is None:
-            raise SceneError(f"{path}: {map_key} must be 0 and one other value, got {_some(found)}")
+            raise SceneError(f"{path}: {map_key} must be 0 and one other value, got {some(found)}")
     else:
         map_key = _truth_key(path, variables, image.shape)
         # A class map under a usual name is no truth for detection: it stays unused.
-        truth = None if map_key is None else _labels(_real(path, variables.load(map_key)))
+        truth = None if map_key is None else labels(real(path, variables.load(map_key)))
     if truth is None:
         map_key = None
     else:
         assert map_key is not None
-        truth = _fit(path, truth, image.shape, map_key)
+        truth = fit(path, truth, image.shape, map_key)
         used.add(map_key)
     if mask_key is not None:
         found = variables.load(_variable(path, variables, "mask_key", mask_key, 2))
-        mask = _fit(path, np.asarray(_real(path, found) != 0), image.shape, mask_key)
+        mask = fit(path, np.asarray(real(path, found) != 0), image.shape, mask_key)
         used.add(mask_key)
     for name in WAVELENGTH_NAMES:
         item = variables.listing.get(name)
         if item and item.numeric and int(np.prod(item.shape)) == image.shape[2]:
-            wavelengths = _nanometres(_real(path, variables.load(name)).ravel(), None)
+            wavelengths = nanometres(real(path, variables.load(name)).ravel(), None)
             used.add(name)
             break
     return Scene(
@@ -445,7 +443,7 @@ def _envi_pair(path: Path) -> tuple[Path, Path]:
 
 def _load_envi(path: Path) -> tuple[Array, dict[str, Any]]:
     header, data = _envi_pair(path)
-    with _reading(header, "an ENVI header"):
+    with reading(header, "an ENVI header"):
         image = extra("spectral.io.envi").open(str(header), str(data))
         if not hasattr(image, "open_memmap"):
             raise SceneError(f"{header}: must describe an image, got a spectral library")
@@ -457,17 +455,17 @@ def _load_envi(path: Path) -> tuple[Array, dict[str, Any]]:
     size = data.stat().st_size
     if size < needed:
         raise SceneError(f"{data}: truncated, needs {needed} bytes for {shape}, got {size}")
-    with _reading(data, "ENVI data"):
+    with reading(data, "ENVI data"):
         values: Array = image.open_memmap(interleave="bip", writable=False)
         if values is None:
             raise SceneError(f"{data}: cannot be mapped into memory")
-        return _cube(data, np.asarray(values)), metadata
+        return cube(data, np.asarray(values)), metadata
 
 
 def _read_envi(path: Path) -> Scene:
     image, metadata = _load_envi(path)
     header, data = _envi_pair(path)
-    with _reading(header, "an ENVI header"):
+    with reading(header, "an ENVI header"):
         mask = None
         if "data ignore value" in metadata:
             mask = _valid(image, float(metadata["data ignore value"]))
@@ -475,7 +473,7 @@ def _read_envi(path: Path) -> Scene:
         if len(metadata.get("wavelength", ())) == image.shape[2]:
             centres = np.array([float(value) for value in metadata["wavelength"]])
             unit = str(metadata.get("wavelength units", ""))
-            wavelengths = _nanometres(centres, "" if unit.lower() == "unknown" else unit)
+            wavelengths = nanometres(centres, "" if unit.lower() == "unknown" else unit)
         bands = metadata.get("bbl", ())
         good = np.array([float(value) != 0 for value in bands], dtype=bool)
         if good.size == image.shape[2] and not good.all():
@@ -504,11 +502,17 @@ def _valid(image: Array, nodata: float) -> Bools | None:
 # GeoTIFF and pictures
 
 
-def _read_geotiff(path: Path) -> Scene:
-    with _reading(path, "a GeoTIFF"):
+def _read_geotiff(path: Path, polarisations: Sequence[str] | None) -> Scene:
+    with reading(path, "a GeoTIFF"):
         rasterio = extra("rasterio")
         with rasterio.open(path) as source:
-            image = _cube(path, np.moveaxis(source.read(), 0, -1))
+            names = tuple((text or "").strip().upper() for text in source.descriptions)
+            named = len(set(names)) == len(names) and set(names) <= set(_sar.POLARISATIONS)
+            bands = None
+            if polarisations is not None:
+                chosen = _sar.chosen(path, polarisations, names if named else ())
+                bands, names = [names.index(name) + 1 for name in chosen], chosen
+            image = cube(path, np.moveaxis(source.read(bands), 0, -1))
             mask = None if source.nodata is None else _valid(image, source.nodata)
             wavelengths = _raster_wavelengths(source)
             metadata = {"crs": source.crs, "transform": source.transform, "gcps": source.gcps}
@@ -519,6 +523,7 @@ def _read_geotiff(path: Path) -> Scene:
         path=path,
         mask=mask,
         wavelengths=wavelengths,
+        polarisations=names if named else None,
         metadata=metadata,
     )
 
@@ -539,22 +544,36 @@ def _raster_wavelengths(source: Any) -> npt.NDArray[np.float64] | None:
         unit = tags.get("wavelength_units") or (found and found[2])
         if not found or ("wavelength" not in tags and not unit):
             return None
-        centres.append(float(_nanometres(np.array([float(found[1])]), unit)[0]))
+        centres.append(float(nanometres(np.array([float(found[1])]), unit)[0]))
     return np.array(centres)
 
 
 def _load_picture(path: Path) -> Array:
-    with _reading(path, "a picture"):
-        rasterio = extra("rasterio")
-        with rasterio.open(path) as source:
-            bands: Array = source.read()
-            if source.colorinterp[0].name == "palette":
-                lit = [index for index, rgb in source.colormap(1).items() if any(rgb[:3])]
-                return np.isin(bands[0], lit)
-            # An opacity band says nothing about the map.
-            colour = [item.name != "alpha" for item in source.colorinterp]
-            bands = bands[colour]
+    bands, colours = _picture_bands(path)
+    if colours is not None:
+        lit = [index for index, rgb in colours.items() if any(rgb[:3])]
+        return np.isin(bands[0], lit)
     if np.any(bands[1:] != bands[:1]):
         raise SceneError(f"{path}: a map must have one band or equal bands, got {len(bands)} bands")
     first: Array = bands[0]
     return first
+
+
+def _read_picture(path: Path) -> Array:
+    """Image (rows, cols, bands) of a picture; equal bands are one."""
+    bands, colours = _picture_bands(path)
+    if colours is not None:
+        raise SceneError(f"{path}: image must have bands of its own, got a palette")
+    if not np.any(bands[1:] != bands[:1]):
+        bands = bands[:1]
+    return cube(path, np.moveaxis(bands, 0, -1))
+
+
+def _picture_bands(path: Path) -> tuple[Array, dict[int, tuple[int, ...]] | None]:
+    """Bands (bands, rows, cols) without opacity, and the palette of a picture that has one."""
+    with reading(path, "a picture"), extra("rasterio").open(path) as source:
+        bands: Array = source.read()
+        if source.colorinterp[0].name == "palette":
+            return bands, source.colormap(1)
+        # An opacity band says nothing about the picture.
+        return bands[[item.name != "alpha" for item in source.colorinterp]], None

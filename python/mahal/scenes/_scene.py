@@ -28,16 +28,22 @@ class Scene:
         Values as stored in the file, C-contiguous, native byte order.
     name : str
         Short name for titles and output files.
-    format : {"matlab", "envi", "geotiff", "npy"}
-        Kind of file the scene is, and the kind that `mahal.scenes.write` makes.
+    format : {"matlab", "envi", "geotiff", "npy", "npz", "nisar", "polsarpro", "picture"}
+        Kind of file the scene is. `mahal.scenes.write` makes the same kind for the first four and
+        .npy for the others.
     path : Path or None
-        File the image came from.
+        File or folder the image came from.
     truth : ndarray of bool (rows, cols) or None
         True marks the targets.
     mask : ndarray of bool (rows, cols) or None
         False marks pixels without data; None when every pixel counts.
     wavelengths : ndarray of float64 (bands,) or None
         Band centres in nanometres.
+    polarisations : tuple of str (bands,) or None
+        Names of the channels of a SAR scene.
+    covariance : ndarray of complex64 (rows, cols, p, p) or None
+        Polarimetric coherency or covariance matrix of every pixel, where the file has matrices;
+        `image` then has the p amplitudes.
     key, map_key : str or None
         Names of the variables that hold image and truth, for files that have names.
     unused : tuple of str
@@ -53,6 +59,8 @@ class Scene:
     truth: Bools | None = None
     mask: Bools | None = None
     wavelengths: npt.NDArray[np.float64] | None = None
+    polarisations: tuple[str, ...] | None = None
+    covariance: npt.NDArray[np.complex64] | None = None
     key: str | None = None
     map_key: str | None = None
     unused: tuple[str, ...] = ()

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from mahal.scenes._scene import Scene, SceneError, extra
 
 # The first file of each kind is the one to name; ENVI keeps its numbers in a second one.
-SUFFIXES = {"matlab": (".mat",), "envi": (".hdr", ".img"), "geotiff": (".tif",), "npy": (".npy",)}
+SUFFIXES = {"matlab": (".mat",), "envi": (".hdr", ".img"), "geotiff": (".tif",)}
+SUFFIXES |= dict.fromkeys(("npy", "npz", "nisar", "polsarpro", "picture"), (".npy",))
 GEOREFERENCE = ("map info", "coordinate system string", "projection info", "x start", "y start")
 
 
@@ -95,8 +96,8 @@ def write(path: str | Path, scores: npt.ArrayLike, *, like: Scene) -> tuple[Path
 
     MATLAB scenes of any version give a v5 file with the variable ``scores``; ENVI scenes a BSQ pair
     with map information and projection of the scene; GeoTIFF scenes a GeoTIFF with its reference
-    system and transform (or control points); NumPy and simulated scenes a .npy. Floats keep their
-    precision, everything else is written as float64. NaN marks pixels without a score.
+    system and transform (or control points); all others, simulated scenes too, a .npy. Floats keep
+    their precision, everything else is written as float64. NaN marks pixels without a score.
 
     Parameters
     ----------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -169,7 +169,7 @@ def solve(
         over = np.where(raised, found, np.where(side < 0, 0.5 * over, over))
         below, above = np.where(raised, level, below), np.where(raised, above, level)
         side = np.where(raised, 1.0, -1.0)
-    return level
+    return np.asarray(level)
 
 
 def distinct(*values: npt.ArrayLike) -> tuple[list[Floats], Callable[[Floats], Floats]]:
