@@ -1,10 +1,11 @@
-"""Pictures of detections and ROC curves, as matplotlib figures that need no display."""
+"""Pictures of detections, changes and ROC curves, as matplotlib figures that need no display."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +17,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["detection_figure", "false_colour", "roc_figure", "save"]
+__all__ = [
+    "change_figure",
+    "comparison_figure",
+    "detection_figure",
+    "false_colour",
+    "roc_figure",
+    "save",
+]
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
+Scale = Literal["log", "linear"]
 
 # Red, green and blue of each composite by wavelength in nm, and how far a band may be from it.
 COMPOSITES = {"true colour": (640.0, 550.0, 460.0), "colour infrared": (860.0, 650.0, 550.0)}
 REACH = 30.0
 # Without wavelengths: where near infrared, red and green lie in a sensor from 400 to 2500 nm.
 POSITIONS = (0.25, 0.14, 0.08)
+# Red, green and blue of quad-polarised radar: double bounce, volume, surface; and as measured.
+PAULI, LINEAR = ("HH-VV", "HV", "HH+VV"), ("HH", "HV", "VV")
 STRETCH = (2.0, 98.0)  # per cent of the pixels between black and white
 GAMMA = 0.75  # lifts the dark parts beside a few bright roofs
 DETECTED, TRUTH, MISSING = "#00e5ff", "#76ff03", "#8c8c8c"
@@ -40,18 +51,25 @@ def false_colour(scene: Scene) -> tuple[Array, str]:
     ----------
     scene : Scene
         Bands are chosen by wavelength (640, 550, 460 nm, else 860, 650, 550 nm) when the scene has
-        wavelengths that reach them, by position otherwise; one or two bands give grey.
+        wavelengths that reach them, by position otherwise; one or two bands give grey. Radar
+        (complex values, or named polarisations) is shown in dB: the Pauli basis HH-VV, HV, HH+VV
+        where the polarisations give it, else HH, HV, VV, else the first three channels.
 
     Returns
     -------
     rgb : ndarray of float32 (rows, cols, 3)
-        Values in [0, 1], each band stretched from its 2nd to its 98th percentile and raised to the
-        power 0.75. Grey where the scene has no data.
+        Values in [0, 1], each band stretched from its 2nd to its 98th percentile and, but for
+        radar, raised to the power 0.75. Grey where the scene has no data, and where the power of a
+        channel is zero.
     caption : str
         Which bands were taken.
     """
-    bands, caption = _composite(scene)
-    values = scene.image[:, :, list(bands)].astype(np.float32)
+    radar = scene.image.dtype.kind == "c" or scene.polarisations is not None
+    if radar:
+        values, caption = _radar(scene)
+    else:
+        bands, caption = _composite(scene)
+        values = scene.image[:, :, list(bands)].astype(np.float32)
     usable = np.isfinite(values).all(axis=2)
     if scene.mask is not None:
         usable &= scene.mask
@@ -61,7 +79,7 @@ def false_colour(scene: Scene) -> tuple[Array, str]:
         low, high = np.percentile(band[usable], STRETCH) if usable.any() else (0.0, 1.0)
         with np.errstate(invalid="ignore", over="ignore"):
             rgb[:, :, index] = (band - low) / (high - low if high > low else 1.0)
-    rgb = np.clip(rgb, 0.0, 1.0) ** GAMMA
+    rgb = np.clip(rgb, 0.0, 1.0) ** (1.0 if radar else GAMMA)
     rgb[~usable] = int(MISSING[1:3], 16) / 255
     return rgb, caption
 
@@ -74,6 +92,7 @@ def detection_figure(
     truth: npt.ArrayLike | None = None,
     title: str = "",
     label: str = "score",
+    scale: Scale = "log",
 ) -> Figure:
     """False colour image beside the score map, with the detections outlined on both.
 
@@ -92,6 +111,8 @@ def detection_figure(
         Line above both panels.
     label : str
         Name of the scores on the colour bar.
+    scale : {"log", "linear"}
+        Colours by the logarithm of the scores, or by scores that may be negative.
 
     Returns
     -------
@@ -105,29 +126,65 @@ def detection_figure(
     ImportError
         matplotlib is not installed.
     """
-    values = np.asarray(scores, dtype=np.float64)
-    limit = np.asarray(threshold, dtype=np.float64)
-    size = scene.image.shape[:2]
-    for name, given in (("scores", values), ("truth", truth)):
-        if given is not None and np.shape(given) != size:
-            raise ValueError(
-                f"detection_figure: {name}: must have the size of the scene {size}, "
-                f"got {np.shape(given)}"
-            )
-    detected = np.asarray(values >= limit, dtype=np.bool_)
-    figure, left, right = _panels(*size)
+    values, limit = _scores("detection_figure", [scene], scores, threshold, truth)
+    figure, (left, right) = _panels(values.shape, 2)
     rgb, caption = false_colour(scene)
     left.imshow(rgb, interpolation="nearest")
     left.set_title(caption, fontsize="medium")
-    _draw_scores(figure, right, values, limit, label)
-    grow = max(size) // 250  # keeps single pixels of a large image visible
-    marks = [("detections", DETECTED, detected, grow)]
-    if truth is not None:
-        marks.append(("truth", TRUTH, np.asarray(truth, dtype=np.bool_), grow + 1))
-    for axes in (left, right):
-        for _, colour, mask, out in reversed(marks):
-            _outline(axes, _grown(mask, out), colour)
-    _legend(figure, [(f"{name}: {mask.sum()} pixels", c) for name, c, mask, _ in marks])
+    _draw_scores(figure, right, values, limit, label, scale)
+    _mark(figure, (left, right), "detections", values >= limit, truth)
+    if title:
+        figure.suptitle(title, fontsize="large")
+    return figure
+
+
+def change_figure(
+    first: Scene,
+    second: Scene,
+    scores: npt.ArrayLike,
+    threshold: npt.ArrayLike,
+    *,
+    truth: npt.ArrayLike | None = None,
+    title: str = "",
+    label: str = "change",
+) -> Figure:
+    """Two images beside the map of the change between them, with the changes outlined on all.
+
+    Parameters
+    ----------
+    first, second : Scene
+        Scenes of one size, drawn as by `false_colour`.
+    scores : array_like (rows, cols)
+        Change scores; NaN is drawn grey and never outlined.
+    threshold : float or array_like (rows, cols)
+        A pixel has changed when its score is >= threshold.
+    truth : array_like of bool (rows, cols), optional
+        True changes, outlined one pixel further out in a second colour.
+    title : str
+        Line above the panels.
+    label : str
+        Name of the scores on the colour bar.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not known to pyplot; `save` writes it.
+
+    Raises
+    ------
+    ValueError
+        Scenes, scores or truth of different sizes.
+    ImportError
+        matplotlib is not installed.
+    """
+    values, limit = _scores("change_figure", [first, second], scores, threshold, truth)
+    figure, panels = _panels(values.shape, 3)
+    for axes, scene in zip(panels, (first, second), strict=False):
+        rgb, caption = false_colour(scene)
+        axes.imshow(rgb, interpolation="nearest")
+        axes.set_title(f"{scene.name}: {caption}", fontsize="medium")
+    _draw_scores(figure, panels[2], values, limit, label, "log")
+    _mark(figure, panels, "changes", values >= limit, truth)
     if title:
         figure.suptitle(title, fontsize="large")
     return figure
@@ -210,6 +267,63 @@ def roc_figure(
     return figure
 
 
+def comparison_figure(
+    scores: Mapping[str, npt.ArrayLike], truth: npt.ArrayLike, *, title: str = ""
+) -> Figure:
+    """ROC curves of several detectors on one scene.
+
+    Parameters
+    ----------
+    scores : mapping of str to array_like
+        Name and score map of each detector; each is compared on the pixels where it has a score.
+    truth : array_like
+        As for `mahal.metrics.roc`.
+    title : str
+        Line above the curves.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Detection rate over false-alarm rate, by descending area in the legend. Not known to
+        pyplot; `save` writes it.
+
+    Raises
+    ------
+    ValueError
+        No detector, or as for `mahal.metrics.roc`.
+    ImportError
+        matplotlib is not installed.
+    """
+    if not scores:
+        raise ValueError("comparison_figure: scores: needs at least one detector, got none")
+    curves = [(name, roc(map_, truth), roc_areas(map_, truth)) for name, map_ in scores.items()]
+    curves.sort(key=lambda item: -item[2].auc_df)
+    figure: Figure = _matplotlib("figure").Figure((7.5, 5.4), layout="constrained")
+    axes = figure.subplots()
+    start = 0.5 / max(curve.negatives for _, curve, _ in curves)
+    for index, (name, curve, areas) in enumerate(curves):
+        axes.plot(
+            np.maximum(curve.false_alarm_rate, start),
+            curve.detection_rate,
+            color=f"C{index % 10}",
+            linestyle=("-", "--", ":", "-.")[index // 10 % 4],
+            drawstyle="steps-post",
+            label=f"{name}: {areas.auc_df:.5f}",
+        )
+    chance = np.geomspace(start, 1.0, 200)
+    axes.plot(chance, chance, color="0.6", linestyle=":", label="chance")
+    axes.set_xscale("log")
+    axes.set_xlim(start, 1.0)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("false alarm rate $P_F$")
+    axes.set_ylabel("detection rate $P_D$")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", title="AUC(D,F)")
+    if title:
+        axes.set_title(title, fontsize="large")
+    return figure
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as a PNG file that is the same for the same content.
 
@@ -243,41 +357,109 @@ def _composite(scene: Scene) -> tuple[tuple[int, int, int], str]:
     return (red, green, blue), f"false colour (bands {red + 1}, {green + 1}, {blue + 1})"
 
 
+def _radar(scene: Scene) -> tuple[Array, str]:
+    """Powers in dB (rows, cols, 3) of a radar scene; NaN where a channel has no power."""
+    image = scene.image
+    names = scene.polarisations or ()
+    at = {name: image[:, :, index] for index, name in enumerate(names)}
+    at.setdefault("HV", at.get("VH", np.empty(0)))
+    if all(name in names for name in PAULI):
+        layers, caption = [at[name] for name in PAULI], "Pauli"
+    elif image.dtype.kind == "c" and {"HH", "VV"} <= set(names) and at["HV"].size:
+        hh, vv = at["HH"], at["VV"]
+        layers = [(hh - vv) / np.sqrt(2), np.sqrt(2) * at["HV"], (hh + vv) / np.sqrt(2)]
+        caption = "Pauli"
+    elif {"HH", "VV"} <= set(names) and at["HV"].size:
+        layers, caption = [at[name] for name in LINEAR], ", ".join(LINEAR)
+    elif image.shape[2] >= 3:
+        layers = [image[:, :, index] for index in range(3)]
+        caption = ", ".join(names[:3]) or "channels 1, 2, 3"
+    else:
+        layers, caption = [image[:, :, 0]] * 3, names[0] if names else "channel 1"
+    with np.errstate(divide="ignore"):
+        level = 20.0 * np.log10(np.abs(np.stack(layers, axis=-1)))
+    return np.where(np.isneginf(level), np.nan, level).astype(np.float32), f"{caption} in dB"
+
+
+def _scores(
+    op: str,
+    scenes: Sequence[Scene],
+    scores: npt.ArrayLike,
+    threshold: npt.ArrayLike,
+    truth: npt.ArrayLike | None,
+) -> tuple[Array, Array]:
+    """Scores and thresholds in float64, once all sizes agree."""
+    values = np.asarray(scores, dtype=np.float64)
+    size = scenes[0].image.shape[:2]
+    checked = [("scores", values), ("truth", truth)]
+    checked += [("second", scene.image[:, :, 0]) for scene in scenes[1:]]
+    for name, given in checked:
+        if given is not None and np.shape(given) != size:
+            raise ValueError(
+                f"{op}: {name}: must have the size of the scene {size}, got {np.shape(given)}"
+            )
+    return values, np.asarray(threshold, dtype=np.float64)
+
+
+def _mark(
+    figure: Figure, panels: Sequence[Axes], name: str, found: Bools, truth: npt.ArrayLike | None
+) -> None:
+    """Outline what was found, and the truth around it, on every panel."""
+    grow = max(found.shape) // 250  # keeps single pixels of a large image visible
+    marks = [(name, DETECTED, found, grow)]
+    if truth is not None:
+        marks.append(("truth", TRUTH, np.asarray(truth, dtype=np.bool_), grow + 1))
+    for axes in panels:
+        for _, colour, mask, out in reversed(marks):
+            _outline(axes, _grown(mask, out), colour)
+    _legend(figure, [(f"{text}: {mask.sum()} pixels", c) for text, c, mask, _ in marks])
+
+
 def _panel_size(rows: int, cols: int) -> tuple[float, float]:
     """Width and height in inches of an image of these proportions."""
     return PANEL * min(1.0, cols / rows), PANEL * min(1.0, rows / cols)
 
 
-def _panels(rows: int, cols: int) -> tuple[Figure, Axes, Axes]:
-    """Two panels of the image's own proportions, room for labels, legend and colour bar."""
+def _panels(size: tuple[int, ...], count: int) -> tuple[Figure, Sequence[Axes]]:
+    """Panels of the image's own proportions, room for labels, legend and colour bar."""
+    rows, cols = size
     wide, tall = _panel_size(rows, cols)
     below = cols > WIDE * rows
-    across = wide + 1.3 if below else 2 * wide + 2.8
-    up = 2 * tall + 3.4 if below else tall + 1.7
+    across = wide + 1.3 if below else count * wide + 1.2 + 0.8 * count
+    up = count * tall + 1.4 + count if below else tall + 1.7
     # The pad keeps the legend off the colour bar.
     layout = _matplotlib("layout_engine").ConstrainedLayoutEngine(h_pad=0.08)
     figure: Figure = _matplotlib("figure").Figure((max(across, 6.0), up), layout=layout)
-    left, right = figure.subplots(*((2, 1) if below else (1, 2)))
-    for axes in (left, right):
+    panels: Sequence[Axes] = figure.subplots(*((count, 1) if below else (1, count)))
+    for axes in panels:
         axes.set_xlabel("column")
         axes.set_ylabel("row")
         axes.locator_params(axis="x", nbins=max(2, int(1.1 * wide)), integer=True)
         axes.locator_params(axis="y", nbins=max(2, int(1.1 * tall)), integer=True)
-    return figure, left, right
+    return figure, panels
 
 
-def _draw_scores(figure: Figure, axes: Axes, values: Array, limit: Array, label: str) -> None:
+def _draw_scores(
+    figure: Figure, axes: Axes, values: Array, limit: Array, label: str, scale: Scale
+) -> None:
     colours = _matplotlib("colors")
-    shown = values[np.isfinite(values) & (values > 0)]
-    mark = float(np.nanmedian(limit)) if np.isfinite(limit).any() else float("nan")
+    log = scale == "log"
+    shown = values[np.isfinite(values) & ((values > 0) | (not log))]
+    mark = float(np.median(limit[np.isfinite(limit)])) if np.isfinite(limit).any() else float("nan")
     low, high = np.percentile(shown, (0.5, 99.9)) if shown.size else (1.0, 10.0)
-    if mark > 0:
-        low, high = min(low, mark / 1.2), max(high, mark * 1.2)
-    high = max(high, low * 1.01)
+    if not log:
+        if np.isfinite(mark):
+            room = 0.05 * max(high - low, abs(mark - high), abs(low - mark))
+            low, high = min(low, mark - room), max(high, mark + room)
+        high = max(high, low + 1e-6 * max(abs(low), 1e-30))
+    else:
+        if mark > 0:
+            low, high = min(low, mark / 1.2), max(high, mark * 1.2)
+        high = max(high, low * 1.01)
     palette = _matplotlib("cm").ScalarMappable(cmap="magma").get_cmap()
     picture = axes.imshow(
         np.ma.masked_invalid(np.maximum(values, low)),
-        norm=colours.LogNorm(low, high),
+        norm=colours.LogNorm(low, high) if log else colours.Normalize(low, high),
         cmap=palette.with_extremes(bad=MISSING),
         interpolation="nearest",
     )
@@ -292,11 +474,12 @@ def _draw_scores(figure: Figure, axes: Axes, values: Array, limit: Array, label:
         picture, cax=axes.inset_axes(place), orientation=side, extend="both", extendfrac=0.02
     )
     ticker = _matplotlib("ticker")
-    decades = np.log10(high / low)
-    steps = (1.0, 2.0, 5.0) if decades < 2 else (1.0,)
-    if decades < 0.5:
+    if not log:
+        bar.locator = ticker.MaxNLocator(6)
+    elif np.log10(high / low) < 0.5:
         bar.set_ticks(list(np.geomspace(low, high, 5)))
     else:
+        steps = (1.0, 2.0, 5.0) if np.log10(high / low) < 2 else (1.0,)
         bar.locator = ticker.LogLocator(subs=steps, numticks=12)
     bar.formatter = ticker.FuncFormatter(lambda value, _: f"{float(f'{value:.3g}'):g}")
     bar.minorticks_off()
