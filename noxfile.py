@@ -27,6 +27,8 @@ OPS = (
     "matched",
     "rx",
     "spectral_angle",
+    "window_estimators",
+    "complex",
 )
 TORCH = "torch==2.13.0"
 

@@ -4,6 +4,7 @@
 
 #include <exception>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -20,6 +21,7 @@
 #include "mahal/rx.hpp"
 #include "mahal/spectral_angle.hpp"
 #include "mahal/whiten.hpp"
+#include "mahal/window_estimators.hpp"
 
 namespace {
 
@@ -142,16 +144,48 @@ using Sides = std::pair<int, int>;
 
 mahal::Window window_of(Sides sides) { return {sides.second, sides.first}; }
 
-std::size_t mean_covariance_workspace(const Array& x, int threads) {
-  return mahal::mean_covariance_workspace({}, x, threads);
+// Name, loading, nu, tolerance and cap of the iterations.
+using EstimationFields = std::tuple<std::string, double, double, double, int>;
+
+mahal::Estimation estimation_of(const char* op, const EstimationFields& fields) {
+  mahal::Estimation e;
+  std::string name;
+  std::tie(name, e.loading, e.nu, e.tolerance, e.max_iterations) = fields;
+  constexpr std::pair<const char*, mahal::Estimator> known[] = {
+      {"scm", mahal::Estimator::scm},
+      {"loading", mahal::Estimator::loading},
+      {"ledoit_wolf", mahal::Estimator::ledoit_wolf},
+      {"oas", mahal::Estimator::oas},
+      {"tyler", mahal::Estimator::tyler},
+      {"student_t", mahal::Estimator::student_t},
+  };
+  for (const auto& [known_name, estimator] : known) {
+    if (name != known_name) continue;
+    e.estimator = estimator;
+    return e;
+  }
+  mahal::throw_value_error(op, "estimator",
+                           "must be 'scm', 'loading', 'ledoit_wolf', 'oas', 'tyler' or 'student_t'",
+                           quoted(name));
 }
 
-void mean_covariance(const Array& x, const Array& mask, const Array& mean, const Array& covariance,
-                     const Array& workspace, double ddof, bool center, int threads,
-                     std::uintptr_t stream) {
+mahal::MeanCovarianceParams mean_covariance_params(double ddof, bool center,
+                                                   const EstimationFields& estimation) {
+  return {ddof, center, estimation_of("mean_covariance", estimation)};
+}
+
+std::size_t mean_covariance_workspace(const Array& x, const EstimationFields& estimation,
+                                      int threads) {
+  return mahal::mean_covariance_workspace(mean_covariance_params(1, true, estimation), x, threads);
+}
+
+int mean_covariance(const Array& x, const Array& mask, const Array& mean, const Array& covariance,
+                    const Array& workspace, double ddof, bool center,
+                    const EstimationFields& estimation, int threads, std::uintptr_t stream) {
+  const mahal::MeanCovarianceParams params = mean_covariance_params(ddof, center, estimation);
   const Unlock unlock;
-  mahal::mean_covariance({ddof, center}, x, mask, mean, covariance, workspace_of(workspace),
-                         execution_of(threads, stream));
+  return mahal::mean_covariance(params, x, mask, mean, covariance, workspace_of(workspace),
+                                execution_of(threads, stream));
 }
 
 struct LocalCovariance {
@@ -218,19 +252,22 @@ void mahalanobis(const Array& x, const Array& mean, const Array& covariance, con
                      execution_of(threads, stream));
 }
 
-mahal::RxParams rx_params(Sides window, const std::string& border, bool load, bool center) {
+mahal::RxParams rx_params(Sides window, const std::string& border, bool load, bool center,
+                          const EstimationFields& estimation) {
   mahal::RxParams params;
   params.window = window_of(window);
   params.border = border_from_name("rx", border);
   params.singular = load ? mahal::Singular::load : mahal::Singular::nan;
   params.center = center;
+  params.estimation = estimation_of("rx", estimation);
   return params;
 }
 
 std::size_t rx_workspace(const Array& image, const Array& background, const Array& covariance,
-                         Sides window, const std::string& border, bool center, int threads) {
-  return mahal::rx_workspace(rx_params(window, border, true, center), image, background, covariance,
-                             threads);
+                         Sides window, const std::string& border, bool center,
+                         const EstimationFields& estimation, int threads) {
+  return mahal::rx_workspace(rx_params(window, border, true, center, estimation), image, background,
+                             covariance, threads);
 }
 
 // Lets Ctrl-C in, and tells a Python callable how far a call is.
@@ -243,9 +280,9 @@ void report_progress(void* context, std::int64_t done, std::int64_t total) {
 
 void rx(const Array& image, const Array& background, const Array& covariance, const Array& mask,
         const Array& score, const Array& status, const Array& workspace, Sides window,
-        const std::string& border, bool load, bool center, int threads, std::uintptr_t stream,
-        py::object progress, const Array& ticks) {
-  mahal::RxParams params = rx_params(window, border, load, center);
+        const std::string& border, bool load, bool center, const EstimationFields& estimation,
+        int threads, std::uintptr_t stream, py::object progress, const Array& ticks) {
+  mahal::RxParams params = rx_params(window, border, load, center, estimation);
   params.progress = {&report_progress, &progress};
   params.ticks = static_cast<std::uint64_t*>(ticks.view().data);
   const Unlock unlock;
@@ -304,6 +341,46 @@ void spectral_angle(const Array& image, const Array& target, const Array& angle,
                         execution_of(threads, stream));
 }
 
+struct WindowEstimators {
+  std::vector<mahal::Window> windows;
+  mahal::WindowEstimatorsParams params;
+
+  WindowEstimators(const std::string& caller, const std::vector<Sides>& sides,
+                   const std::string& border, const EstimationFields& estimation, int ddof,
+                   bool center) {
+    for (const Sides& pair : sides) windows.push_back(window_of(pair));
+    params.caller = caller.c_str();
+    params.windows = windows.data();
+    params.window_count = static_cast<int>(windows.size());
+    params.border = border_from_name(params.caller, border);
+    params.estimation = estimation_of(params.caller, estimation);
+    params.ddof = ddof;
+    params.center = center;
+  }
+};
+
+std::size_t window_estimators_workspace(const std::string& caller, const Array& image,
+                                        const std::vector<Sides>& windows,
+                                        const std::string& border,
+                                        const EstimationFields& estimation, int ddof, bool center,
+                                        int threads) {
+  const WindowEstimators call(caller, windows, border, estimation, ddof, center);
+  return mahal::window_estimators_workspace(call.params, image, threads);
+}
+
+void window_estimators(const std::string& caller, const Array& image, const Array& mask,
+                       const Array& mean, const Array& covariance, const Array& score,
+                       const Array& status, const Array& workspace,
+                       const std::vector<Sides>& windows, const std::string& border,
+                       const EstimationFields& estimation, int ddof, bool center, int threads,
+                       std::uintptr_t stream, py::object progress) {
+  WindowEstimators call(caller, windows, border, estimation, ddof, center);
+  call.params.progress = {&report_progress, &progress};
+  const Unlock unlock;
+  mahal::window_estimators(call.params, image, mask, mean, covariance, score, status,
+                           workspace_of(workspace), execution_of(threads, stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -338,6 +415,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("rx", &rx);
   m.def("spectral_angle_workspace", &spectral_angle_workspace);
   m.def("spectral_angle", &spectral_angle);
+  m.def("window_estimators_workspace", &window_estimators_workspace);
+  m.def("window_estimators", &window_estimators);
 
   // For tests.
   m.def("_describe", &describe, py::arg("array"));

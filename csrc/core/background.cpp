@@ -39,7 +39,7 @@ constexpr std::int64_t min_chunk_pixels = 1024;
 
 }  // namespace
 
-Moments plan_moments(Scratch& scratch, std::int64_t pixels, int bands, int threads) {
+Moments plan_moments(Scratch& scratch, std::int64_t pixels, int bands, int threads, bool again) {
   Moments m{};
   m.pixels = pixels;
   m.padded = padded_bands(bands);
@@ -55,7 +55,7 @@ Moments plan_moments(Scratch& scratch, std::int64_t pixels, int bands, int threa
   m.chunk_counts = scratch.take<std::int64_t>(m.chunks);
   m.worker_scratch =
       scratch.take<char>(static_cast<std::int64_t>(moment_scratch_bytes(m.padded)) * threads);
-  scratch.rewind(mark);
+  if (!again) scratch.rewind(mark);
   return m;
 }
 
@@ -150,6 +150,35 @@ void make_hermitian(double* covariance, int bands, std::int64_t padded) {
   }
 }
 
+void sum_products(const Moments& m, const TensorView& x, const TensorView& mask,
+                  const double* scale, int threads) {
+  dispatch_float(x.dtype, [&]<class T>() {
+    dispatch_isa([&]<Isa I>() {
+      parallel_for(threads, m.chunks, [&](std::int64_t chunk, int worker) {
+        MomentBlock<T> block = block_of<T>(m, x, mask, chunk, worker);
+        block.scale = scale;
+        MeanCovarianceKernel<I>::gram(block);
+      });
+    });
+  });
+}
+
+// The products of all chunks, less those of the sum `rest` of all pixels, over the divisor.
+void join_products(Moments& m, const TensorView& x, const double* rest, double divisor) {
+  const std::int64_t padded = m.padded;
+  const double samples = static_cast<double>(m.count);
+  for (std::int64_t i = 0; i < padded; ++i) {
+    for (std::int64_t j = 0; j <= i; ++j) {
+      double sum = 0;
+      for (std::int64_t chunk = 0; chunk < m.chunks; ++chunk) {
+        sum += m.chunk_grams[(chunk * padded + i) * padded + j];
+      }
+      m.covariance[i * padded + j] = (sum - rest[i] * rest[j] / samples) / divisor;
+    }
+  }
+  if (is_complex(x.dtype)) make_hermitian(m.covariance, real_bands(x), padded);
+}
+
 }  // namespace
 
 bool compute_moments(Moments& m, const TensorView& x, const TensorView& mask,
@@ -159,13 +188,7 @@ bool compute_moments(Moments& m, const TensorView& x, const TensorView& mask,
   const double degrees = static_cast<double>(m.count) - (center ? normalization.ddof : 0.0);
   if (!(degrees > 0)) return false;
   if (!center) std::fill_n(m.mean, m.padded, 0.0);
-  dispatch_float(x.dtype, [&]<class T>() {
-    dispatch_isa([&]<Isa I>() {
-      parallel_for(threads, m.chunks, [&](std::int64_t chunk, int worker) {
-        MeanCovarianceKernel<I>::gram(block_of<T>(m, x, mask, chunk, worker));
-      });
-    });
-  });
+  sum_products(m, x, mask, nullptr, threads);
   // What rounding left in the mean is taken out of the products.
   const std::int64_t padded = m.padded;
   double* rest = m.chunk_sums;
@@ -173,20 +196,17 @@ bool compute_moments(Moments& m, const TensorView& x, const TensorView& mask,
     for (std::int64_t chunk = 1; chunk < m.chunks; ++chunk) {
       rest[j] += m.chunk_sums[chunk * padded + j];
     }
+    if (!center) rest[j] = 0;
   }
-  const double samples = static_cast<double>(m.count);
-  for (std::int64_t i = 0; i < padded; ++i) {
-    for (std::int64_t j = 0; j <= i; ++j) {
-      double sum = 0;
-      for (std::int64_t chunk = 0; chunk < m.chunks; ++chunk) {
-        sum += m.chunk_grams[(chunk * padded + i) * padded + j];
-      }
-      if (center) sum -= rest[i] * rest[j] / samples;
-      m.covariance[i * padded + j] = sum / degrees;
-    }
-  }
-  if (is_complex(x.dtype)) make_hermitian(m.covariance, real_bands(x), padded);
+  join_products(m, x, rest, degrees);
   return true;
+}
+
+void weighted_moments(Moments& m, const TensorView& x, const TensorView& mask, const double* scale,
+                      double divisor, int threads) {
+  sum_products(m, x, mask, scale, threads);
+  std::fill_n(m.chunk_sums, m.padded, 0.0);
+  join_products(m, x, m.chunk_sums, divisor);
 }
 
 Factor plan_factor(Scratch& scratch, int bands) {

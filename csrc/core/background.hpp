@@ -67,7 +67,10 @@ struct Moments {
   char* worker_scratch;
 };
 
-Moments plan_moments(Scratch& scratch, std::int64_t pixels, int bands, int threads);
+// What follows in the scratch may share the memory of the partial results, unless they are needed
+// `again`, by weighted_moments.
+Moments plan_moments(Scratch& scratch, std::int64_t pixels, int bands, int threads,
+                     bool again = false);
 // Status of every pixel, and count and mean of the usable ones.
 void compute_mean(Moments& moments, const TensorView& x, const TensorView& mask, int threads);
 // The divisor of the products: with `center` the mean is estimated and the divisor is the number of
@@ -80,6 +83,11 @@ struct Normalization {
 // left unset, when the divisor is not positive.
 bool compute_moments(Moments& moments, const TensorView& x, const TensorView& mask,
                      const Normalization& normalization, int threads);
+
+// After compute_mean or compute_moments: the products about the mean of every usable pixel, both
+// factors scaled by its `scale`, over the divisor.
+void weighted_moments(Moments& moments, const TensorView& x, const TensorView& mask,
+                      const double* scale, double divisor, int threads);
 
 struct Factor {
   double* lower;  // padded leading dimension

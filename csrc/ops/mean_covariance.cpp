@@ -1,11 +1,15 @@
 #include "mahal/mean_covariance.hpp"
 
+#include <algorithm>
+#include <limits>
 #include <string>
 
 #include "core/background.hpp"
 #include "core/dispatch.hpp"
+#include "core/estimators.hpp"
 #include "core/image_checks.hpp"
 #include "core/threads.hpp"
+#include "ops/mean_covariance_kernel.hpp"
 
 namespace mahal {
 
@@ -13,20 +17,37 @@ namespace {
 
 constexpr const char* op = "mean_covariance";
 
+struct Plan {
+  Moments moments;
+  EstimationRoom room;
+};
+
+Plan make_plan(Scratch& scratch, const MeanCovarianceParams& params, const TensorView& x,
+               int threads) {
+  Plan p;
+  p.moments = plan_moments(scratch, pixel_count(x), real_bands(x), threads,
+                           is_fixed_point(params.estimation.estimator));
+  p.room = plan_estimation(scratch, params.estimation, pixel_count(x), real_bands(x), threads);
+  return p;
+}
+
 }  // namespace
 
-std::size_t mean_covariance_workspace(const MeanCovarianceParams&, const TensorView& x,
+std::size_t mean_covariance_workspace(const MeanCovarianceParams& params, const TensorView& x,
                                       int threads) {
   check_pixels(op, "x", x, {2, 3});
+  check_estimation(op, params.estimation);
   Scratch scratch;
-  plan_moments(scratch, pixel_count(x), real_bands(x), resolve_threads(op, threads));
+  make_plan(scratch, params, x, resolve_threads(op, threads));
   return scratch.bytes();
 }
 
-void mean_covariance(const MeanCovarianceParams& params, const TensorView& x,
-                     const TensorView& mask, const TensorView& mean, const TensorView& covariance,
-                     const Workspace& workspace, const Execution& execution) {
+std::uint8_t mean_covariance(const MeanCovarianceParams& params, const TensorView& x,
+                             const TensorView& mask, const TensorView& mean,
+                             const TensorView& covariance, const Workspace& workspace,
+                             const Execution& execution) {
   check_pixels(op, "x", x, {2, 3});
+  check_estimation(op, params.estimation);
   check_mask(op, mask, x);
   const std::int64_t bands = x.shape[x.rank - 1];
   check_output(op, "mean", mean, x.dtype, {bands});
@@ -36,11 +57,16 @@ void mean_covariance(const MeanCovarianceParams& params, const TensorView& x,
   check_workspace(op, workspace, mean_covariance_workspace(params, x, threads));
 
   Scratch scratch(workspace);
-  Moments moments = plan_moments(scratch, pixel_count(x), real_bands(x), threads);
-  if (!compute_moments(moments, x, mask, {params.ddof, params.center}, threads)) {
-    throw_value_error(op, "x", "needs more usable pixels than ddof",
+  Plan p = make_plan(scratch, params, x, threads);
+  Moments& moments = p.moments;
+  const std::uint8_t status =
+      estimate_moments(moments, x, mask, {params.ddof, params.center}, params.estimation,
+                       Scale::unit_trace, p.room, threads);
+  if (status == status_few_samples) {
+    throw_value_error(op, "x", few_samples_rule(params.estimation.estimator, bands, params.center),
                       std::to_string(moments.count) + " usable pixels");
   }
+  const bool missing = status == status_singular && is_fixed_point(params.estimation.estimator);
   dispatch_float(x.dtype, [&]<class T>() {
     T* m = static_cast<T*>(mean.data);
     T* c = static_cast<T*>(covariance.data);
@@ -60,7 +86,12 @@ void mean_covariance(const MeanCovarianceParams& params, const TensorView& x,
         }
       }
     }
+    if (missing) {
+      const std::int64_t elements = bands * real_bands(x);
+      std::fill_n(c, elements, std::numeric_limits<T>::quiet_NaN());
+    }
   });
+  return status;
 }
 
 }  // namespace mahal

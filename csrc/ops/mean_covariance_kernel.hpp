@@ -15,7 +15,8 @@ enum : std::uint8_t {
   status_few_samples,
   status_singular,
   status_nonfinite,
-  status_masked
+  status_masked,
+  status_not_converged
 };
 
 // One chunk of pixels [begin, end), all taken relative to `mean`. First pass, with any spectrum of
@@ -30,6 +31,7 @@ struct MomentBlock {
   std::ptrdiff_t mask_row_stride, mask_col_stride;
   std::uint8_t* status;  // per pixel
   const double* mean;    // padded
+  const double* scale;   // per pixel, or nullptr; second pass: of the centred pixel
   double* sum;           // padded
   double* gram;          // padded x padded, lower triangle
   std::int64_t count;    // out, first pass

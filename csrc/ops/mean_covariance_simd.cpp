@@ -70,8 +70,11 @@ void gram_pixels(const MomentBlock<T>& b) {
     int n = 0;
     for (; i < b.end && n < moment_pixels; ++i) {
       if (b.status[i] != status_ok) continue;
-      load_centred(b.pixels, pixel_address(b.pixels, i), b.mean,
-                   panel + static_cast<std::ptrdiff_t>(n++) * padded);
+      double* row = panel + static_cast<std::ptrdiff_t>(n++) * padded;
+      load_centred(b.pixels, pixel_address(b.pixels, i), b.mean, row);
+      if (!b.scale) continue;
+      const auto scale = S::set1(b.scale[i]);
+      for (int j = 0; j < padded; j += L) S::store(row + j, S::load(row + j) * scale);
     }
     signed_gram<S>(list, n, 0, padded, b.gram, padded, !fresh);
     fresh = false;

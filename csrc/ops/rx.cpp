@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/background.hpp"
+#include "core/estimators.hpp"
 #include "core/image_checks.hpp"
 #include "core/whitening.hpp"
 #include "core/windows.hpp"
@@ -74,6 +75,7 @@ struct Plan {
   Factor factor;
   double* unloaded;  // copy of the covariance while it is tried
   double* targets;   // whitened: targets x padded
+  EstimationRoom estimation;
   char* whiten_room;
   // With a window only.
   WindowTables tables;
@@ -214,9 +216,14 @@ Plan make_plan(Scratch& scratch, const Shape& s, const RxParams& params, const T
                                     static_cast<std::int64_t>(item_size(real_dtype(image.dtype))));
   }
   // Whatever belongs to one phase alone shares its memory with the others.
-  p.moments = plan_moments(scratch, s.pixels, s.bands, threads);
+  const bool again = is_fixed_point(params.estimation.estimator);
+  p.moments = plan_moments(scratch, s.pixels, s.bands, threads, again);
   if (is_given(background)) {
-    p.background_moments = plan_moments(scratch, pixel_count(background), s.bands, threads);
+    p.background_moments = plan_moments(scratch, pixel_count(background), s.bands, threads, again);
+  }
+  if (!fixed) {
+    const std::int64_t samples = pixel_count(is_given(background) ? background : image);
+    p.estimation = plan_estimation(scratch, params.estimation, samples, s.bands, threads);
   }
   const std::size_t statistics_done = scratch.mark();
   p.unloaded = scratch.take<double>(static_cast<std::int64_t>(s.padded) * s.padded);
@@ -233,6 +240,8 @@ Plan make_plan(Scratch& scratch, const Shape& s, const RxParams& params, const T
 
 // Samples that a covariance of full rank takes.
 std::int64_t needed_samples(const RxParams& params, std::int64_t variables) {
+  const Estimator estimator = params.estimation.estimator;
+  if (estimator != Estimator::scm) return least_samples(estimator, variables, params.center);
   return variables + (params.center ? 1 : 0);
 }
 
@@ -240,6 +249,11 @@ void check_inputs(const RxTargets& targets, const RxParams& params, const Tensor
                   const TensorView& background, const TensorView& covariance) {
   const char* op = targets.op;
   const bool local = params.window.outer > 0 || params.window.inner > 0;
+  check_estimation(op, params.estimation);
+  if ((local || is_given(covariance)) && params.estimation.estimator != Estimator::scm) {
+    throw_value_error(op, "estimator",
+                      "must be the sample covariance with a window or a covariance", "another");
+  }
   if (local) {
     check_pixels(op, "image", image, {3});
     check_window(op, params.window, image.shape[0], image.shape[1]);
@@ -294,18 +308,18 @@ struct Scores {
 };
 
 template <class T>
-void global_scores(const RxParams& params, const Plan& p, const Shape& s, const TensorView& image,
-                   const double* mean, bool singular, const Scores<T>& out, int threads) {
+void global_scores(const Plan& p, const Shape& s, const TensorView& image, const double* mean,
+                   std::uint8_t status, bool hopeless, const Scores<T>& out, int threads) {
   WhitenBlock<T, T> block = whiten_block<T, T>(p, mean);
   block.pixels = pixel_list<T>(image);
   block.status = p.moments.status;
   block.score = out.score;
-  whiten_pixels(block, s.pixels, p.whiten_room, threads);
+  if (!hopeless) whiten_pixels(block, s.pixels, p.whiten_room, threads);
   for (std::int64_t i = 0; i < s.pixels; ++i) {
-    out.status[i] = singular ? status_singular : status_ok;
+    out.status[i] = status;
     if (p.moments.status[i] != status_ok) {
       out.mark(i, p.moments.status[i]);
-    } else if (singular && params.singular == Singular::nan) {
+    } else if (hopeless) {
       out.mark(i, status_singular);
     }
   }
@@ -735,32 +749,48 @@ void rx_targets(const RxTargets& targets, const RxParams& params, const TensorVi
   const bool external = is_given(background);
 
   const Normalization normalization{1, params.center};
-  bool enough = compute_moments(p.moments, image, mask, normalization, threads);
-  const Moments* source = &p.moments;
+  Moments* source = &p.moments;
+  const TensorView* samples = &image;
+  const TensorView* samples_mask = &mask;
+  const TensorView no_mask{};
   if (external) {
-    enough =
-        compute_moments(p.background_moments, background, TensorView{}, normalization, threads);
+    compute_mean(p.moments, image, mask, threads);
     source = &p.background_moments;
+    samples = &background;
+    samples_mask = &no_mask;
   }
+  const std::uint8_t outcome =
+      estimate_moments(*source, *samples, *samples_mask, normalization, params.estimation,
+                       Scale::samples, p.estimation, threads);
   const std::int64_t needed = fixed ? 1 : needed_samples(params, s.variables);
-  if (source->count < needed || !(fixed || enough)) {
+  if (source->count < needed || (!fixed && outcome == status_few_samples)) {
     throw_value_error(op, external ? "background" : "image",
                       "needs " + std::to_string(needed) + " usable pixels or more",
                       std::to_string(source->count));
   }
   bool singular = false;
+  std::uint8_t found = status_ok;  // of the pixels that are scored
   if (fixed) {
     load_covariance(op, p.factor, covariance);
   } else {
     std::copy_n(source->covariance, static_cast<std::int64_t>(s.padded) * s.padded, p.factor.lower);
-    singular = factor_unit(p.factor, p.unloaded, s.bands);
+    if (params.estimation.estimator == Estimator::scm) {
+      singular = factor_unit(p.factor, p.unloaded, s.bands);
+    } else {
+      singular = outcome == status_singular || !factor_covariance(p.factor, s.bands);
+      if (outcome == status_not_converged) found = outcome;
+    }
   }
   if (s.targets > 0) whiten_targets(op, p, s, targets.target, threads);
+  if (singular) found = status_singular;
+  // Loading stands in for a sample covariance only.
+  const bool hopeless = singular && (params.singular == Singular::nan ||
+                                     params.estimation.estimator != Estimator::scm);
   dispatch_float(image.dtype, [&]<class T>() {
     const Scores<T> out{static_cast<T*>(score.data), static_cast<std::uint8_t*>(status.data),
                         s.maps};
     if (!local) {
-      global_scores<T>(params, p, s, image, source->mean, singular, out, threads);
+      global_scores<T>(p, s, image, source->mean, found, hopeless, out, threads);
     } else if (fixed) {
       local_mean_scores<T>(params, p, s, image, out, threads);
     } else {

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from mahal import _core
-from mahal._arrays import SingularError, SingularWarning
+from mahal._arrays import ConvergenceWarning, SingularError, SingularWarning
 from mahal._info import info
 from mahal.ops.cholesky import cholesky
 from mahal.ops.local_covariance import local_covariance
@@ -23,6 +23,7 @@ __version__: str = _core.build_info()["version"]
 _LAZY = ("metrics", "pictures", "scenes", "significance", "testing")
 
 __all__ = [
+    "ConvergenceWarning",
     "SingularError",
     "SingularWarning",
     "__version__",

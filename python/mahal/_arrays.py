@@ -38,6 +38,10 @@ class SingularError(ValueError):
     """A covariance is not positive definite and ``singular="raise"`` was asked for."""
 
 
+class ConvergenceWarning(UserWarning):
+    """Some iterative estimates have not converged; their last iterate was used."""
+
+
 class SingularWarning(UserWarning):
     """Some covariances are not positive definite; the documented rule was applied to them."""
 

@@ -1,4 +1,4 @@
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 class _BuildInfo(TypedDict):
     version: str
@@ -24,7 +24,11 @@ def active_backend() -> str: ...
 def set_backend(name: str) -> None: ...
 def default_threads() -> int: ...
 def set_default_threads(threads: int) -> None: ...
-def mean_covariance_workspace(x: Any, threads: int) -> int: ...
+
+# Name, loading, nu, tolerance and cap of the iterations.
+_Estimation: TypeAlias = tuple[str, float, float, float, int]
+
+def mean_covariance_workspace(x: Any, estimation: _Estimation, threads: int) -> int: ...
 def mean_covariance(
     x: Any,
     mask: Any,
@@ -33,9 +37,10 @@ def mean_covariance(
     workspace: Any,
     ddof: float,
     center: bool,
+    estimation: _Estimation,
     threads: int,
     stream: int,
-) -> None: ...
+) -> int: ...
 def local_covariance_workspace(
     image: Any, windows: list[tuple[int, int]], border: str, ddof: int, center: bool, threads: int
 ) -> int: ...
@@ -98,6 +103,7 @@ def rx_workspace(
     window: tuple[int, int],
     border: str,
     center: bool,
+    estimation: _Estimation,
     threads: int,
 ) -> int: ...
 def rx(
@@ -112,6 +118,7 @@ def rx(
     border: str,
     load: bool,
     center: bool,
+    estimation: _Estimation,
     threads: int,
     stream: int,
     progress: Any,
@@ -120,6 +127,34 @@ def rx(
 def spectral_angle_workspace(image: Any, target: Any, threads: int) -> int: ...
 def spectral_angle(
     image: Any, target: Any, angle: Any, workspace: Any, threads: int, stream: int
+) -> None: ...
+def window_estimators_workspace(
+    caller: str,
+    image: Any,
+    windows: list[tuple[int, int]],
+    border: str,
+    estimation: _Estimation,
+    ddof: int,
+    center: bool,
+    threads: int,
+) -> int: ...
+def window_estimators(
+    caller: str,
+    image: Any,
+    mask: Any,
+    mean: Any,
+    covariance: Any,
+    score: Any,
+    status: Any,
+    workspace: Any,
+    windows: list[tuple[int, int]],
+    border: str,
+    estimation: _Estimation,
+    ddof: int,
+    center: bool,
+    threads: int,
+    stream: int,
+    progress: Any,
 ) -> None: ...
 def _describe(
     array: Any,

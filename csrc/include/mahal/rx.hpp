@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "mahal/estimators.hpp"
 #include "mahal/export.hpp"
 #include "mahal/tensor.hpp"
 #include "mahal/windows.hpp"
@@ -30,7 +31,8 @@ struct RxParams {
   Window window;  // outer 0: global statistics
   Border border = Border::shift;
   Singular singular = Singular::load;
-  bool center = true;  // false: zero mean assumed, covariance with divisor N
+  bool center = true;     // false: zero mean assumed, covariance with divisor N
+  Estimation estimation;  // of the global S; with a window see window_estimators
   Progress progress;
   std::uint64_t* ticks = nullptr;  // for benchmarks: two counters per thread
 };

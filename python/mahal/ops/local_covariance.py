@@ -18,6 +18,8 @@ from mahal._arrays import (
     stream,
     workspace,
 )
+from mahal.ops._estimators import as_estimation
+from mahal.ops.window_estimators import covariance_maps
 
 
 def local_covariance(
@@ -28,10 +30,15 @@ def local_covariance(
     ddof: int = 1,
     center: bool = True,
     estimator: str = "scm",
+    loading: float = 1e-3,
+    nu: float = 5.0,
+    tolerance: float = 1e-6,
+    max_iterations: int = 100,
     mask: Array | None = None,
     out: tuple[Array, Array] | None = None,
+    return_status: bool = False,
     threads: int | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Array, ...]:
     """Mean and covariance of the window of every pixel.
 
     Parameters
@@ -50,13 +57,23 @@ def local_covariance(
     center : bool
         False: the mean is zero by assumption, and the divisor the number of samples whatever
         ``ddof`` is.
-    estimator : {"scm"}
-        Sample covariance.
+    estimator : {"scm", "loading", "ledoit_wolf", "oas", "tyler", "student_t"}
+        Sample covariance, the same with a loaded diagonal, two shrinkage estimators with the
+        divisor N, and two robust ones; see the page on estimators.
+    loading : float
+        Of "loading": share of the mean variance that is added to the diagonal.
+    nu : float
+        Of "student_t": degrees of freedom.
+    tolerance, max_iterations : float, int
+        Of "tyler" and "student_t": the iteration ends when the Frobenius norm of a step is not
+        above ``tolerance`` of the estimate, or with `ConvergenceWarning` after so many steps.
     mask : (rows, cols) bool array, optional
         True where a pixel is used as a sample.
     out : (mean, covariance), optional
         Two contiguous arrays of the shapes below, of the library, device and dtype of the image,
         that take the result.
+    return_status : bool
+        Also return the status of every window.
     threads : int, optional
         CPU threads; the result does not depend on it.
 
@@ -68,6 +85,10 @@ def local_covariance(
         ``z_j conj(z_k)``) where that is complex; a list of windows adds an axis
         after ``cols``. NaN where a window holds a value that is not finite, and in the covariance
         where it has no more samples than ``ddof``. Sums run in float64.
+    status : (rows, cols) uint8 array, with ``return_status``
+        0 done; 1 too few samples: no more than ``ddof``, or bands (bands + 1 with ``center``) for
+        a robust estimator; 2 no estimate, or zero for identical samples; 3 a value that is not
+        finite; 4 at the edge with ``border="valid"``; 5 not converged, the last iterate.
 
     Raises
     ------
@@ -79,7 +100,7 @@ def local_covariance(
         A CUDA call failed, or an array is on a device that this build has no kernel for.
     """
     op = "local_covariance"
-    check_choice(op, "estimator", estimator, ("scm",))
+    estimation = as_estimation(op, estimator, loading, nu, tolerance, max_iterations)
     check_choice(op, "border", border, ("shift", "reflect", "valid"))
     image = as_float(op, "image", image)
     check_rank(op, "image", image, 3)
@@ -94,6 +115,7 @@ def local_covariance(
         raise ValueError(f"{op}: ddof: must not be negative, got {ddof}")
     check_flag(op, "center", center)
     count = as_threads(op, threads)
+    check_flag(op, "return_status", return_status)
     rows, cols, bands = image.shape
     scales = (len(windows),) if several else ()
     if out is not None and (not isinstance(out, tuple) or len(out) != 2):
@@ -101,21 +123,17 @@ def local_covariance(
     means, covariances = (None, None) if out is None else out
     mean = as_output(op, "out[0]", means, image, (rows, cols, *scales, bands))
     covariance = as_output(op, "out[1]", covariances, image, (rows, cols, *scales, bands, bands))
+    full = (rows, cols, len(windows), bands)
+    results = mean.reshape(full), covariance.reshape((*full, bands))
+    if estimator != "scm" or return_status:
+        status = covariance_maps(
+            op, image, windows, estimation, mask, results, border, ddof, center, count
+        ).reshape((rows, cols, *scales))
+        return (mean, covariance, status) if return_status else (mean, covariance)
     memory = workspace(
         image, _core.local_covariance_workspace(image, windows, border, ddof, center, count)
     )
-    full = (rows, cols, len(windows), bands)
     _core.local_covariance(
-        image,
-        mask,
-        mean.reshape(full),
-        covariance.reshape((*full, bands)),
-        memory,
-        windows,
-        border,
-        ddof,
-        center,
-        count,
-        stream(image),
+        image, mask, *results, memory, windows, border, ddof, center, count, stream(image)
     )
     return mean, covariance

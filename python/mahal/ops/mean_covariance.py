@@ -5,15 +5,22 @@ from __future__ import annotations
 from mahal import _core
 from mahal._arrays import (
     Array,
+    SingularError,
     as_float,
     as_mask,
-    check_choice,
     check_flag,
     check_rank,
     dtype_name,
     empty,
     stream,
     workspace,
+)
+from mahal.ops._estimators import (
+    ITERATIVE,
+    NOT_CONVERGED,
+    SINGULAR,
+    as_estimation,
+    warn_not_converged,
 )
 
 
@@ -22,12 +29,17 @@ def mean_covariance(
     *,
     mask: Array | None = None,
     estimator: str = "scm",
+    loading: float = 1e-3,
+    nu: float = 5.0,
+    tolerance: float = 1e-6,
+    max_iterations: int = 100,
     ddof: float = 1,
     center: bool = True,
 ) -> tuple[Array, Array]:
-    """Mean and sample covariance of all pixels of an image.
+    """Mean and covariance of all pixels of an image.
 
-    ``m = 1/N sum x_i``, ``S = 1/(N - ddof) sum (x_i - m)(x_i - m)^H``.
+    ``m = 1/N sum x_i``, ``S = 1/(N - ddof) sum (x_i - m)(x_i - m)^H``, or another
+    estimate of the covariance.
 
     Parameters
     ----------
@@ -36,8 +48,16 @@ def mean_covariance(
         are left out.
     mask : (rows, cols) or (n,) bool array, optional
         True where a pixel is used.
-    estimator : {"scm"}
-        Sample covariance.
+    estimator : {"scm", "loading", "ledoit_wolf", "oas", "tyler", "student_t"}
+        Sample covariance, the same with a loaded diagonal, two shrinkage estimators with the
+        divisor N, and two robust ones; see the page on estimators.
+    loading : float
+        Of "loading": share of the mean variance that is added to the diagonal.
+    nu : float
+        Of "student_t": degrees of freedom.
+    tolerance, max_iterations : float, int
+        Of "tyler" and "student_t": the iteration ends when the Frobenius norm of a step is not
+        above ``tolerance`` of the estimate, or with `ConvergenceWarning` after so many steps.
     ddof : float
         Subtracted from the number of usable pixels in the divisor.
     center : bool
@@ -56,12 +76,15 @@ def mean_covariance(
     Raises
     ------
     ValueError
-        Wrong shapes, or no more usable pixels than ``ddof``.
+        Wrong shapes, or too few usable pixels: no more than ``ddof``, or bands (bands + 1 with
+        ``center``) for a robust estimator.
+    SingularError
+        The pixels span no fixed point of a robust estimator.
     TypeError
         Arrays that are not numbers, or not of one library.
     """
     op = "mean_covariance"
-    check_choice(op, "estimator", estimator, ("scm",))
+    estimation = as_estimation(op, estimator, loading, nu, tolerance, max_iterations)
     x = as_float(op, "x", x)
     check_rank(op, "x", x, 2, 3)
     mask = as_mask(op, mask, x)
@@ -71,6 +94,14 @@ def mean_covariance(
     bands, dtype = x.shape[-1], dtype_name(x)
     mean = empty(x, (bands,), dtype)
     covariance = empty(x, (bands, bands), dtype)
-    memory = workspace(x, _core.mean_covariance_workspace(x, 0))
-    _core.mean_covariance(x, mask, mean, covariance, memory, ddof, center, 0, stream(x))
+    memory = workspace(x, _core.mean_covariance_workspace(x, estimation, 0))
+    outcome = _core.mean_covariance(
+        x, mask, mean, covariance, memory, ddof, center, estimation, 0, stream(x)
+    )
+    if outcome == SINGULAR and estimator in ITERATIVE:
+        raise SingularError(
+            f"{op}: x: must span all bands for {estimator!r}, got pixels of a smaller subspace"
+        )
+    if outcome == NOT_CONVERGED:
+        warn_not_converged(op, 1, 1)
     return mean, covariance

@@ -17,10 +17,11 @@ from mahal._arrays import (
     check_rank,
     empty,
     real_dtype_name,
-    report_singular,
     stream,
     workspace,
 )
+from mahal.ops._estimators import as_estimation, report_estimates
+from mahal.ops.window_estimators import window_scores
 
 
 def rx(
@@ -31,6 +32,10 @@ def rx(
     covariance: Array | None = None,
     mask: Array | None = None,
     estimator: str = "scm",
+    loading: float = 1e-3,
+    nu: float = 5.0,
+    tolerance: float = 1e-6,
+    max_iterations: int = 100,
     border: str = "shift",
     singular: str = "load",
     center: bool = True,
@@ -57,8 +62,16 @@ def rx(
         background or the window.
     mask : bool array of the shape of the pixels, optional
         True where a pixel is used; others are neither scored nor samples.
-    estimator : {"scm"}
-        Sample covariance.
+    estimator : {"scm", "loading", "ledoit_wolf", "oas", "tyler", "student_t"}
+        Sample covariance, the same with a loaded diagonal, two shrinkage estimators with the
+        divisor N, and two robust ones; see the page on estimators.
+    loading : float
+        Of "loading": share of the mean variance that is added to the diagonal.
+    nu : float
+        Of "student_t": degrees of freedom.
+    tolerance, max_iterations : float, int
+        Of "tyler" and "student_t": the iteration ends when the Frobenius norm of a step is not
+        above ``tolerance`` of the estimate, or with `ConvergenceWarning` after so many steps.
     border : {"shift", "reflect", "valid"}
         ``shift``: both windows slide inside the image, each for itself, so that every pixel has
         the same number of samples (the rule of Spectral Python). ``reflect``: the image is
@@ -68,8 +81,9 @@ def rx(
         is not above 1e-10 of its diagonal entry. ``load`` uses ``S + 1e-6 G`` with the covariance
         G of all usable pixels of the image, which keeps the score invariant under affine maps of
         the data; a singular G gets ``1e-10 trace(G) / bands`` on its diagonal first and stands in
-        for a global S. ``nan`` scores NaN. ``raise`` raises `SingularError`. Other pixels are
-        untouched.
+        for a global S. ``nan`` scores NaN, and so does ``load`` with another estimator than
+        "scm", which is taken in the units of the image. ``raise`` raises `SingularError`. Other
+        pixels are untouched.
     center : bool
         False: the mean is zero by assumption, ``m = 0`` and S has divisor N; the habit for
         single-look complex radar images.
@@ -87,7 +101,7 @@ def rx(
     status : uint8 array, with ``return_status``
         0 scored; 1 too few samples; 2 singular, see ``singular``; 3 a value that is not finite in
         the pixel or, with a window, among its samples; 4 masked or, with ``border="valid"``, at
-        the edge.
+        the edge; 5 scored with an estimate that has not converged.
 
     Raises
     ------
@@ -103,13 +117,18 @@ def rx(
     -----
     SingularWarning
         Once, with the number of singular pixels, unless they raise.
+    ConvergenceWarning
+        Once, with the number of pixels whose estimate has not converged.
 
     Notes
     -----
-    Local scores are computed on the image whitened by G, in the dtype of the image. The rounding
-    error of each is estimated from the factor and from the sums that made the covariance; where the
-    estimate exceeds 1e-3 (float32) or 1e-8 (float64) of the score, or a pivot all but vanishes, the
-    pixel or its block is scored again in float64.
+    Tyler's estimate has no scale: for scores it is scaled so that its samples have a mean squared
+    distance of ``bands``, as those of a sample covariance have.
+
+    Local scores with "scm" are computed on the image whitened by G, in the dtype of the image. The
+    rounding error of each is estimated from the factor and from the sums that made the covariance;
+    where the estimate exceeds 1e-3 (float32) or 1e-8 (float64) of the score, or a pivot all but
+    vanishes, the pixel or its block is scored again in float64.
 
     References
     ----------
@@ -117,7 +136,7 @@ def rx(
     spectral distribution", IEEE Trans. ASSP 38(10), 1990.
     """
     op = "rx"
-    check_choice(op, "estimator", estimator, ("scm",))
+    estimation = as_estimation(op, estimator, loading, nu, tolerance, max_iterations)
     check_choice(op, "border", border, ("shift", "reflect", "valid"))
     check_choice(op, "singular", singular, ("load", "nan", "raise"))
     image = as_float(op, "image", image)
@@ -131,8 +150,27 @@ def rx(
     check_flag(op, "center", center)
     count = as_threads(op, threads)
     pixels = tuple(image.shape[:-1])
+    if covariance is not None and estimator != "scm":
+        raise ValueError(f"{op}: estimator: cannot be combined with covariance, got {estimator!r}")
+    if window is not None and estimator != "scm":
+        if background is not None:
+            raise ValueError(f"{op}: background: cannot be combined with window, got both")
+        scores, status = window_scores(
+            op,
+            image,
+            sides,
+            estimation,
+            mask,
+            border=border,
+            center=center,
+            count=count,
+            progress=progress,
+        )
+        report_estimates(op, status, estimator, singular)
+        return (scores, status) if return_status else scores
     memory = workspace(
-        image, _core.rx_workspace(image, background, covariance, sides, border, center, count)
+        image,
+        _core.rx_workspace(image, background, covariance, sides, border, center, estimation, count),
     )
     scores = empty(image, pixels, real_dtype_name(image))
     status = empty(image, pixels, "uint8")
@@ -148,10 +186,11 @@ def rx(
         border,
         singular == "load",
         center,
+        estimation,
         count,
         stream(image),
         progress,
         None,
     )
-    report_singular(op, status, singular)
+    report_estimates(op, status, estimator, singular)
     return (scores, status) if return_status else scores

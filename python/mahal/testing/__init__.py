@@ -24,7 +24,7 @@ A function of your own needs its reference, some cases and a constant:
 0
 """
 
-from mahal.testing import reference, reference_matched
+from mahal.testing import reference, reference_estimators, reference_matched
 from mahal.testing.harness import (
     LAYOUTS,
     Case,
@@ -61,6 +61,7 @@ __all__ = [
     "random_scene",
     "random_spd",
     "reference",
+    "reference_estimators",
     "reference_matched",
     "run_op_checks",
     "threads",
