@@ -12,6 +12,8 @@ from mahal.testing import (
     LAYOUTS,
     Case,
     OpSpec,
+    backend,
+    backends,
     random_scene,
     random_spd,
     reference,
@@ -231,6 +233,13 @@ def rx_cases(rng: np.random.Generator) -> Iterator[Case]:
         ((14, 13, 4), {"covariance": covariance}),
         ((14, 13, 4), {"covariance": covariance, "center": False}),
         ((14, 13, 4), {"covariance": covariance, "window": (3, 7)}),
+        ((8, 19, 1), {"window": (1, 3)}),
+        ((12, 15, 4), {"window": (1, 5)}),
+        ((9, 40, 3), {"window": (3, 7), "border": "reflect"}),
+        ((13, 14, 2), {"window": 5, "border": "valid", "center": False}),
+        ((16, 18, 3), {"window": (3, 9), "mask": rng.random((16, 18)) < 0.8}),
+        ((15, 16, 9), {"window": (5, 9)}),
+        ((16, 18, 3), {"window": (3, 9), "mask": rng.random((16, 18)) < 0.8, "center": False}),
     ]:
         # The offset of 100 is five deviations, which the uncentred covariance takes in.
         grown = CONDITION * (1.0 if params.get("center", True) else 26.0)
@@ -240,7 +249,7 @@ def rx_cases(rng: np.random.Generator) -> Iterator[Case]:
             {"return_status": True, **params},
             condition=grown,
             terms=2 * max(shape[-1], 7),
-            broadcast_axis=0 if len(shape) == 3 and shape[1] > 2 * shape[-1] else None,
+            broadcast_axis=None,
         )
 
 
@@ -348,3 +357,76 @@ def test_a_covariance_that_is_not_hermitian_is_refused() -> None:
         mahal.mahalanobis(IMAGE, np.zeros(3) + 0j, covariance)
     with pytest.raises(ValueError, match=r"^rx: center: must be true with a window and a covar"):
         mahal.rx(IMAGE, window=3, covariance=np.eye(3) + 0j, center=False)
+
+
+def uncentred_local_cases(rng: np.random.Generator) -> Iterator[Case]:
+    for shape, params in [
+        ((12, 35, 3), {"window": (1, 5)}),
+        ((70, 12, 2), {"window": 5}),
+        ((13, 14, 7), {"window": 9, "border": "reflect"}),
+    ]:
+        yield Case(
+            f"{shape} {sorted(params)}",
+            (random_scene(shape, rng, offset=5.0, scale=5.0),),
+            {"return_status": True, "center": False, **params},
+            condition=CONDITION,
+            terms=9,
+        )
+
+
+def test_uncentred_local_scores_of_real_images() -> None:
+    spec = OpSpec(
+        name="rx",
+        function=lambda image, **params: mahal.rx(image, **params),
+        reference=reference_rx,
+        cases=uncentred_local_cases,
+        constant=2.0,
+        layouts=("C", "negative"),
+    )
+    assert run_op_checks(spec, libraries=["numpy"], thread_counts=(2,)).failures == 0
+
+
+@pytest.mark.parametrize("dtype", COMPLEX)
+@pytest.mark.parametrize("center", [True, False])
+def test_singular_complex_windows_follow_the_rule(dtype: Any, center: bool) -> None:
+    image = random_scene((30, 41, 3), np.random.default_rng(7), offset=0.0, circular=True)
+    # The last band is a multiple of the first here: exactly, so that rounding leaves it so.
+    image = image.astype(dtype)
+    image[:14, :18, 2] = image[:14, :18, 0] * 2j
+    with pytest.warns(mahal.SingularWarning):
+        scores, status = mahal.rx(image, window=(1, 7), center=center, return_status=True)
+    want, want_status = reference.rx(image, window=(1, 7), center=center)
+    assert 50 < (want_status == 2).sum() < 300
+    np.testing.assert_array_equal(status, want_status)
+    # Loading by 1e-6 bounds the condition number of a window.
+    good = status == 0
+    allowed = tolerance(dtype, condition=CONDITION, terms=14)
+    np.testing.assert_allclose(scores[good], want[good], rtol=0, atol=allowed * want[good].max())
+    exact = tolerance(np.float64, condition=1e6, terms=48) + np.finfo(dtype).eps
+    np.testing.assert_allclose(scores[~good], want[~good], rtol=0, atol=exact * want.max())
+
+
+def test_local_scores_do_not_change_under_a_complex_affine_map() -> None:
+    rng = np.random.default_rng(8)
+    image = random_scene((20, 33, 3), rng, offset=0.0, scale=1.0, circular=True)
+    a = random_spd(3, 10.0, rng, hermitian=True) * np.exp(1j * np.arange(3))
+    scores = mahal.rx(image, window=(3, 9))
+    allowed = tolerance(np.float64, condition=CONDITION * 100, terms=72)
+    moved = mahal.rx(image @ a.T + (3.0 - 2.0j), window=(3, 9))
+    np.testing.assert_allclose(moved, scores, rtol=0, atol=allowed * scores.max())
+    ring = reference.ring_indices(7, 8, 20, 33, (3, 9))
+    samples = image.reshape(-1, 3)[ring]
+    direct = mahal.mahalanobis(image[7, 8], *mahal.mean_covariance(samples))
+    assert scores[7, 8] == pytest.approx(float(direct), rel=allowed)
+
+
+def test_complex_images_do_not_run_on_the_cuda_kernels() -> None:
+    if "emu" not in backends():
+        pytest.skip("built without the emulator")
+    with backend("emu"):
+        with pytest.raises(RuntimeError, match=r"^local_covariance: image: .*, got complex128$"):
+            mahal.local_covariance(IMAGE, 3)
+        with pytest.raises(RuntimeError, match=r"^local_covariance: image: .*, got center=False$"):
+            mahal.local_covariance(IMAGE.real, 3, center=False)
+        with pytest.raises(RuntimeError, match=r"^cholesky: a: .*, got complex128$"):
+            mahal.cholesky(np.eye(3) + 0j)

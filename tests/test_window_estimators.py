@@ -210,7 +210,7 @@ def test_tyler_knows_directions_only(circular: bool) -> None:
     np.testing.assert_allclose(traces, 3.0, rtol=tolerance(np.float64, terms=3))
 
 
-@pytest.mark.parametrize("estimator", ROBUST)
+@pytest.mark.parametrize("estimator", ["scm", *ROBUST])
 @pytest.mark.parametrize("circular", [False, True])
 def test_affine_equivariance(estimator: str, circular: bool) -> None:
     rng = np.random.default_rng(6)

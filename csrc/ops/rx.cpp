@@ -48,14 +48,16 @@ constexpr int few_weak_pixels = 64;
 // Bands are real ones: a complex band is two of them, and one variable.
 struct Shape {
   int rows, cols, bands, padded, variables;
+  bool center;
   std::int64_t pixels;
   int parts;  // of a complex number 2
   MatchedScore kind;
   int targets, maps;  // none and one: RX
 };
 
-Shape shape_of(const TensorView& image, const RxTargets& targets) {
+Shape shape_of(const RxParams& params, const TensorView& image, const RxTargets& targets) {
   Shape s;
+  s.center = params.center;
   s.bands = real_bands(image);
   s.variables = static_cast<int>(image.shape[image.rank - 1]);
   s.padded = padded_bands(s.bands);
@@ -145,6 +147,8 @@ template <class T, Isa I>
 LocalRxBlock<T> local_block(const Shape& s, const Window& window) {
   LocalRxBlock<T> block{};
   block.bands = s.bands;
+  block.hermitian = s.parts == 2;
+  block.center = s.center;
   block.padded = s.padded;
   block.outer = window.outer;
   block.inner = window.inner;
@@ -269,10 +273,6 @@ void check_inputs(const RxTargets& targets, const RxParams& params, const Tensor
   if (is_given(covariance)) {
     check_mean_and_covariance(op, image, TensorView{}, covariance);
   }
-  if (local && !is_given(covariance) && (is_complex(image.dtype) || !params.center)) {
-    throw_value_error(op, "window", "takes real images and center=True, or a covariance",
-                      is_complex(image.dtype) ? dtype_name(image.dtype) : "center=False");
-  }
   const std::int64_t needed = needed_samples(params, image.shape[image.rank - 1]);
   if (local && !is_given(covariance) && window_samples(params.window) < needed) {
     throw_value_error(op, "window", "must hold " + std::to_string(needed) + " samples or more",
@@ -365,6 +365,8 @@ std::uint8_t own_window_score(const RxParams& params, const Plan& p, const Shape
   statistics.test = w.samples + static_cast<std::int64_t>(n) * s.padded;
   statistics.count = n;
   statistics.bands = s.bands;
+  statistics.hermitian = s.parts == 2;
+  statistics.center = s.center;
   statistics.padded = s.padded;
   statistics.covariance = w.covariance;
   statistics.difference = w.difference;
@@ -711,7 +713,7 @@ std::size_t rx_targets_workspace(const RxTargets& targets, const RxParams& param
                                  const TensorView& covariance, int threads) {
   check_inputs(targets, params, image, background, covariance);
   Scratch scratch;
-  make_plan(scratch, shape_of(image, targets), params, image, background, covariance,
+  make_plan(scratch, shape_of(params, image, targets), params, image, background, covariance,
             resolve_threads(targets.op, threads));
   return scratch.bytes();
 }
@@ -734,7 +736,7 @@ void rx_targets(const RxTargets& targets, const RxParams& params, const TensorVi
   const char* op = targets.op;
   check_inputs(targets, params, image, background, covariance);
   check_mask(op, mask, image);
-  const Shape s = shape_of(image, targets);
+  const Shape s = shape_of(params, image, targets);
   check_scores(op, "score", score, real_dtype(image.dtype), s.pixels * s.maps);
   check_status(op, status, s.pixels);
   select_route(op, execution, image.device, false);

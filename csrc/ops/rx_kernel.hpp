@@ -19,6 +19,8 @@ struct LocalRxBlock {
   std::ptrdiff_t status_stride;
   int padded;  // elements per pixel: bands rounded up to a multiple of 16, the rest zero
   int bands;
+  bool hermitian;  // bands are real and imaginary parts by turns, whitened by a Hermitian matrix
+  bool center;     // false: the mean is zero, and the divisor the number of samples
   WindowAxis rows, cols;
   int outer, inner;           // sides of the windows; inner 0: no guard window
   int row_begin, row_end;     // rows to score
@@ -50,6 +52,7 @@ struct WindowStatistics {
   double* samples;     // count spectra of `padded` elements; centred in place
   const double* test;  // the pixel itself
   int count, bands, padded;
+  bool hermitian, center;   // as above
   double* covariance;       // padded x padded, lower triangle
   double* difference;       // padded: test minus mean
   const double** pointers;  // count entries of scratch

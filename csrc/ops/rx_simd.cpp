@@ -471,6 +471,25 @@ struct LocalRx {
     }
   }
 
+  // From the products of the real and imaginary parts to the real form of z z^H.
+  __attribute__((noinline)) void make_hermitian() const {
+    for (int i = 0; i < b.bands; i += 2) {
+      T* even = mem + s.matrix + i * s.ld * L;
+      T* odd = even + s.ld * L;
+      for (int j = 0; j <= i; j += 2) {
+        T* upper = even + (j + 1) * L;
+        T* lower = odd + j * L;
+        const V real = S::load(even + j * L) + S::load(odd + (j + 1) * L);
+        S::store(even + j * L, real);
+        S::store(odd + (j + 1) * L, real);
+        // Only the lower triangle is there.
+        const V imaginary = i == j ? S::zero() : S::load(lower) - S::load(upper);
+        S::store(lower, imaginary);
+        if (i != j) S::store(upper, -imaginary);
+      }
+    }
+  }
+
   // Sum of the squares of band j.
   MAHAL_INLINE const T* diagonal(std::ptrdiff_t j) const {
     return mem + s.state + (j * (j + 1) / 2 + j) * L;
@@ -479,6 +498,7 @@ struct LocalRx {
   MAHAL_INLINE void score(int r, V reciprocal, const T* samples) const {
     T* matrix = mem + s.matrix;
     const int n = b.bands;
+    if (b.hermitian) make_hermitian();
     // The pixel itself, minus the mean of its window, as the row below the matrix.
     const T* src[L];
     for (int l = 0; l < L; ++l) src[l] = spectrum(r, column(l));
@@ -490,7 +510,7 @@ struct LocalRx {
     }
     S::store(border + n * L, S::zero());
     alignas(64) T degrees[L];
-    for (int l = 0; l < L; ++l) degrees[l] = samples[l] - T(1);
+    for (int l = 0; l < L; ++l) degrees[l] = samples[l] - T(b.center ? 1 : 0);
     const V dof = S::load(degrees);
     if (b.loading > T(0)) {
       const V extra = dof * b.loading;
@@ -503,8 +523,12 @@ struct LocalRx {
     for (int j = 0; j < n; ++j) {
       T* peak = mem + s.peak + j * L;
       const T* sums = diagonal(j);
+      const T* others = b.hermitian ? diagonal(j ^ 1) : nullptr;
       T largest = peak[0];
-      for (int l = 0; l < L; ++l) largest = sums[l] > largest ? sums[l] : largest;
+      for (int l = 0; l < L; ++l) {
+        const T sum = others ? sums[l] + others[l] : sums[l];
+        largest = sum > largest ? sum : largest;
+      }
       S::store(peak, S::set1(largest));
     }
     Interleaved<S> cholesky{matrix, s.ld, mem + s.inverse, b.tolerance, mem + s.peak, S::zero()};
@@ -528,10 +552,11 @@ struct LocalRx {
     }
   }
 
-  // Mean of the usable pixels of the block.
+  // Mean of the usable pixels of the block; zero where the mean is.
   MAHAL_INLINE void find_origin() const {
     T* origin = mem + s.origin;
     for (int j = 0; j < b.padded; j += L) S::store(origin + j, S::zero());
+    if (!b.center) return;
     int n = 0;
     for (int r = b.row_begin; r < b.row_end; ++r) {
       for (int l = 0; l < L && b.col_begin + l < b.col_end; ++l) {
@@ -563,7 +588,7 @@ struct LocalRx {
             b.count ? b.count[r * b.count_stride + column(l)] : b.samples;
         samples[l] = static_cast<T>(n);
       }
-      const V reciprocal = T(1) / S::load(samples);
+      const V reciprocal = b.center ? T(1) / S::load(samples) : S::zero();
       const std::uint64_t begin = b.ticks ? time_stamp() : 0;
       if (r == b.row_begin) {
         start(r, reciprocal);
@@ -586,7 +611,7 @@ void centre_and_gram(const WindowStatistics& w) {
   constexpr int L = D::lanes;
   for (int j = 0; j < w.padded; j += L) {
     // Relative to the first sample, so that a band without variance has exactly none.
-    const auto first = D::load(w.samples + j);
+    const auto first = w.center ? D::load(w.samples + j) : D::zero();
     auto mean = D::zero();
     for (int k = 0; k < w.count; ++k) {
       double* x = w.samples + static_cast<std::ptrdiff_t>(k) * w.padded + j;
@@ -594,7 +619,7 @@ void centre_and_gram(const WindowStatistics& w) {
       mean = mean + d;
       D::store(x, d);
     }
-    mean = mean / D::set1(w.count);
+    mean = w.center ? mean / D::set1(w.count) : D::zero();
     for (int k = 0; k < w.count; ++k) {
       double* x = w.samples + static_cast<std::ptrdiff_t>(k) * w.padded + j;
       D::store(x, D::load(x) - mean);
@@ -605,11 +630,23 @@ void centre_and_gram(const WindowStatistics& w) {
     w.pointers[k] = w.samples + static_cast<std::ptrdiff_t>(k) * w.padded;
   }
   signed_gram<D>(w.pointers, w.count, 0, w.padded, w.covariance, w.padded, false);
-  const auto scale = D::set1(1.0 / (w.count - 1));
+  const auto scale = D::set1(1.0 / (w.count - (w.center ? 1 : 0)));
   for (int i = 0; i < w.bands; ++i) {
     for (int j = 0; j <= i; j += L) {
       double* c = w.covariance + static_cast<std::ptrdiff_t>(i) * w.padded + j;
       D::store(c, D::load(c) * scale);
+    }
+  }
+  if (!w.hermitian) return;
+  for (int i = 0; i < w.bands; i += 2) {
+    double* even = w.covariance + static_cast<std::ptrdiff_t>(i) * w.padded;
+    double* odd = even + w.padded;
+    for (int j = 0; j <= i; j += 2) {
+      const double real = even[j] + odd[j + 1];
+      const double imaginary = i == j ? 0.0 : odd[j] - even[j + 1];
+      even[j] = odd[j + 1] = real;
+      odd[j] = imaginary;
+      even[j + 1] = -imaginary;
     }
   }
 }
