@@ -324,7 +324,7 @@ def test_files_that_cannot_be_used(folder, capsys, simulated):
         "--background",
         "in/b.npy",
     )
-    np.save("in/flat.npy", simulated.image[..., 0])
+    np.save("in/flat.npy", simulated.image[0, :, 0])
     refused(capsys, folder, "image must be (rows, cols, bands), got", "detect", "in/flat.npy")
     np.save("in/t.npy", simulated.truth[:5])
     refused(
@@ -414,7 +414,7 @@ def test_too_few_samples_for_the_bands(folder, capsys):
         (["detect", "--demo", "--threads", "0"], "must be an integer of at least 1, got 0"),
         (["detect", "--demo", "--threads", "-2"], "must be an integer of at least 1, got -2"),
         (["detect", "--demo", "--border", "wrap"], "invalid choice: 'wrap'"),
-        (["detect", "--demo", "--detector", "ace"], "invalid choice: 'ace'"),
+        (["detect", "--demo", "--detector", "nope"], "invalid choice: 'nope'"),
         (["detect", "--demo", "--no-such"], "--no-such"),
         (["evaluate", "a.npy"], "the following arguments are required: TRUTH"),
     ],

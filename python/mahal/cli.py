@@ -1,4 +1,4 @@
-"""The ``mahal`` command: detect anomalies in a scene, evaluate a score map, describe the build."""
+"""The ``mahal`` command: detect in a scene, compare detectors, map changes, evaluate scores."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 import mahal
 from mahal import metrics, pictures, scenes, significance
+from mahal._detectors import DETECTORS, ESTIMATORS, Detector
 from mahal.scenes import Scene
 
 Array = npt.NDArray[Any]
@@ -26,6 +27,7 @@ Rows = list[tuple[str, str]]
 DEMO = "mahal-demo"
 # Values of the status map of mahal.rx.
 TOO_FEW, SINGULAR, NOT_FINITE, LEFT_OUT = 1, 2, 3, 4
+SMALLEST = 1e-300  # stands for the p-value 0 where a threshold is asked for
 AREAS = {
     "auc_df": "AUC(D,F)",
     "auc_dtau": "AUC(D,tau)",
@@ -37,6 +39,10 @@ AREAS = {
     "od": "OD",
     "snpr": "SNPR",
 }
+ESTIMATOR_HELP = (
+    "covariance: sample (default), diagonal loading, Ledoit-Wolf, OAS, Tyler, Student-t; only the "
+    "sample covariance has exact thresholds"
+)
 OUTPUT_RULE = (
     "An existing folder, or a path that ends in a separator: files are named after the scene in "
     "that folder. Anything else is the beginning of the file names; its folder must exist."
@@ -86,44 +92,113 @@ def _parser() -> _Parser:
     detect = commands.add_parser(
         "detect",
         help="score a scene, outline what exceeds the threshold",
-        description="Scores every pixel of a scene with RX, sets the threshold for a false-alarm "
-        "rate, and writes OUT_scores (in the scene's own kind of file), OUT_detections.png and "
-        "OUT_summary.json; with ground truth also OUT_roc.png.",
+        description="Scores every pixel of a scene, sets the threshold for a false-alarm rate or a "
+        "false-discovery rate, and writes OUT_scores (in the scene's own kind of file), "
+        "OUT_detections.png and OUT_summary.json; with ground truth also OUT_roc.png.",
     )
     detect.add_argument("scene", nargs="?", metavar="SCENE", help=f"one of {scenes.KINDS}")
     detect.add_argument("--demo", action="store_true", help="simulate a scene instead")
-    detect.add_argument("--key", help="MATLAB variable with the image")
-    detect.add_argument("--map-key", help="MATLAB variable with the ground truth")
-    detect.add_argument("--mask-key", help="MATLAB variable with the pixels to use (non-zero)")
-    detect.add_argument("--truth", metavar="FILE", help="separate file with the ground truth")
-    detect.add_argument("--detector", choices=["rx"], default="rx", help="default: rx")
+    _scene_options(detect)
     detect.add_argument(
-        "--window",
-        type=_window,
-        metavar="INNER OUTER",
-        help="odd sizes of guard and background window around every pixel; one odd "
-        "size: no guard. Not given: statistics of the whole image",
+        "--detector",
+        choices=list(DETECTORS),
+        default="rx",
+        metavar="NAME",
+        help="one that `mahal detectors` lists; default: rx",
     )
-    detect.add_argument(
-        "--border",
-        choices=["shift", "reflect", "valid"],
-        default="shift",
-        help="windows at the border: shifted inside (default), mirrored, or not scored",
-    )
-    detect.add_argument(
-        "--singular",
-        choices=["load", "nan", "raise"],
-        default="load",
-        help="covariances that are not positive definite: add a small share of the global one "
-        "(default), no score, or stop",
-    )
+    detect.add_argument("--estimator", choices=ESTIMATORS, default="scm", help=ESTIMATOR_HELP)
+    _score_options(detect)
     detect.add_argument("--background", metavar="SCENE2", help="take the statistics from here")
-    detect.add_argument(
-        "--false-alarm-rate", type=_rate, default=1e-3, metavar="RATE", help="default: 0.001"
+    rates = detect.add_mutually_exclusive_group()
+    rates.add_argument(
+        "--false-alarm-rate",
+        type=_rate,
+        metavar="RATE",
+        help="share of background pixels above the threshold; default: 0.001",
+    )
+    rates.add_argument(
+        "--false-discovery-rate",
+        type=_rate,
+        metavar="RATE",
+        help="share of false ones among the detections (Benjamini and Hochberg)",
     )
     detect.add_argument("--threads", type=_threads, metavar="N", help="default: all cores")
     detect.add_argument("-o", "--output", metavar="OUT", help=OUTPUT_RULE)
     detect.set_defaults(run=_detect)
+
+    compare = commands.add_parser(
+        "compare",
+        help="ROC areas and curves of several detectors on one scene",
+        description="Scores a scene that has ground truth with several detectors, each with the "
+        "statistics of the whole image and, with --window, of a window as well. Prints AUC(D,F), "
+        "AUC(D,tau) and AUC(F,tau), and writes OUT_roc.png and OUT_summary.json.",
+    )
+    compare.add_argument("scene", metavar="SCENE", help=f"one of {scenes.KINDS}")
+    _scene_options(compare)
+    compare.add_argument(
+        "--detectors",
+        type=_names(list(DETECTORS)),
+        metavar="A,B,...",
+        help="default: all, or those without a target when none is given",
+    )
+    compare.add_argument(
+        "--estimators",
+        type=_names(ESTIMATORS),
+        default=("scm",),
+        metavar="A,B,...",
+        help="of detectors that have a choice; default: scm",
+    )
+    _score_options(compare)
+    compare.add_argument("--threads", type=_threads, metavar="N", help="default: all cores")
+    compare.add_argument("-o", "--output", metavar="OUT", help=OUTPUT_RULE)
+    compare.set_defaults(run=_compare)
+
+    change = commands.add_parser(
+        "change",
+        help="map of the change between two images",
+        description="Compares the covariances of two images of one size in a window around every "
+        "pixel, and writes OUT_scores, OUT_change.png and OUT_summary.json; with ground truth also "
+        "OUT_roc.png.",
+    )
+    change.add_argument("first", metavar="FIRST", help=f"one of {scenes.KINDS}")
+    change.add_argument("second", metavar="SECOND", help="a scene of the same size and bands")
+    _scene_options(change)
+    change.add_argument("--window", type=_side, default=11, metavar="SIDE", help="default: 11")
+    change.add_argument(
+        "--metric", default="frobenius", metavar="M", help="as `mahal.change_map` names them"
+    )
+    change.add_argument(
+        "--domain",
+        choices=["stored", "amplitude", "log"],
+        default="stored",
+        help="values as stored (default), their moduli, or the logarithms of these",
+    )
+    change.add_argument(
+        "--uncentred", action="store_true", help="the mean is zero by assumption (single-look SAR)"
+    )
+    change.add_argument(
+        "--border",
+        choices=["clip", "shift", "reflect", "valid"],
+        default="clip",
+        help="windows at the border: cut (default), shifted inside, mirrored, or not scored",
+    )
+    change.add_argument(
+        "--compat", choices=["muzeau"], help="divisor of the published code, see `mahal.change_map`"
+    )
+    change.add_argument(
+        "--false-alarm-rate",
+        type=_rate,
+        default=1e-2,
+        metavar="RATE",
+        help="by the law of wishart (complex images) and box_m (real ones), else the share of "
+        "pixels that is outlined; default: 0.01",
+    )
+    change.add_argument("--threads", type=_threads, metavar="N", help="default: all cores")
+    change.add_argument("-o", "--output", metavar="OUT", help=OUTPUT_RULE)
+    change.set_defaults(run=_change)
+
+    listing = commands.add_parser("detectors", help="the detectors, one line each")
+    listing.set_defaults(run=_list_detectors)
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -147,6 +222,73 @@ def _parser() -> _Parser:
     info = commands.add_parser("info", help="what was built and what runs here")
     info.set_defaults(run=_info)
     return parser
+
+
+def _scene_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--key", help="MATLAB or .npz variable with the image")
+    parser.add_argument("--map-key", help="MATLAB or .npz variable with the ground truth")
+    parser.add_argument("--mask-key", help="MATLAB variable with the pixels to use (non-zero)")
+    parser.add_argument("--truth", metavar="FILE", help="separate file with the ground truth")
+    parser.add_argument(
+        "--channels", choices=["last", "first"], help="axis of the bands in .npy and .npz files"
+    )
+    parser.add_argument(
+        "--polarisations",
+        type=lambda text: tuple(text.split(",")),
+        metavar="A,B,...",
+        help="channels to keep of radar products that name them, as HH,HV,VV",
+    )
+    parser.add_argument("--frequency", choices=["A", "B"], help="band of a NISAR product")
+
+
+def _score_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target",
+        metavar="TARGET",
+        help="ROW,COL of a pixel, truth (mean of the true targets), or a file: text, .npy, ENVI "
+        "library",
+    )
+    parser.add_argument("--target-name", metavar="NAME", help="spectrum of an ENVI library")
+    parser.add_argument(
+        "--window",
+        type=_window,
+        metavar="INNER OUTER",
+        help="odd sizes of guard and background window around every pixel; one odd "
+        "size: no guard. Not given: statistics of the whole image",
+    )
+    parser.add_argument(
+        "--border",
+        choices=["shift", "reflect", "valid"],
+        default="shift",
+        help="windows at the border: shifted inside (default), mirrored, or not scored",
+    )
+    parser.add_argument(
+        "--singular",
+        choices=["load", "nan", "raise"],
+        default="load",
+        help="covariances that are not positive definite: add a small share of the global one "
+        "(default), no score, or stop",
+    )
+    parser.add_argument(
+        "--uncentred", action="store_true", help="the mean is zero by assumption (single-look SAR)"
+    )
+
+
+def _names(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        for name in names:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"no {name!r}, has {', '.join(allowed)}")
+        return names
+
+    return parse
+
+
+def _side(text: str) -> int:
+    if not text.isdecimal() or int(text) % 2 == 0:
+        raise argparse.ArgumentTypeError(f"must be an odd size, got {text}")
+    return int(text)
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
@@ -199,30 +341,32 @@ def _detect(args: argparse.Namespace) -> None:
     window = args.window
     if window is not None and args.background is not None:
         raise _UsageError("detect: --window and --background exclude each other")
+    detector = DETECTORS[args.detector]
+    _check_options("detect", detector, args)
+    law = detector.has_law(args.estimator)
+    if args.false_discovery_rate is not None and not law:
+        raise _UsageError(
+            f"detect: --false-discovery-rate: needs the law of the scores, and {detector.name} "
+            f"with {args.estimator} has none"
+        )
     name = DEMO if args.demo else Path(args.scene).stem
     prefix = _prefix(args.output, name)
     for module in ("scipy.special", "matplotlib.figure"):
         scenes.extra(module)
     scene = _scene(args)
+    target = _target("detect", args, detector, scene)
     background = None if args.background is None else _background(args, scene)
     score_files = scenes.score_paths(f"{prefix}_scores", scene)
-    inputs = [Path(path).resolve() for path in (scene.path, args.truth, args.background) if path]
-    for path in score_files:
-        if path.resolve() in inputs:
-            raise scenes.SceneError(f"{path}: --output: must not replace an input file")
+    given = (scene.path, args.truth, args.background, args.target)
+    _keep_inputs(score_files, given)
 
     with scenes.staged(prefix.parent) as stage:
-        scores, status, seconds = _score(args, scene, window, background)
+        scores, status, seconds = _score(args, detector, scene, target, window, background)
         samples, inside = _samples(scene, window, args.border, background)
-        threshold = np.asarray(
-            significance.rx_threshold(
-                args.false_alarm_rate,
-                scene.image.shape[2],
-                samples,
-                background="global" if inside else "local",
-            )
-        )
-        with np.errstate(invalid="ignore"):
+        if law:
+            threshold, detected = _decide(args, detector, scene, scores, samples, inside)
+        else:
+            threshold = _empirical(scores, _alarm_rate(args))
             detected = scores >= threshold
         truth = scene.truth
         if truth is not None and not _both(truth[np.isfinite(scores)]):
@@ -231,14 +375,23 @@ def _detect(args: argparse.Namespace) -> None:
 
         masked = 0 if scene.mask is None else int((~scene.mask).sum())
         files = scenes.write(stage / score_files[0].name, scores, like=scene)
-        title = f"{scene.name} · {_method(window)} · false-alarm rate {args.false_alarm_rate:g}"
+        method = _method(detector, window, args.estimator, args.uncentred)
+        title = f"{scene.name} · {method} · {_rule(args)}"
+        label = "RX score" if detector.name == "rx" else detector.name.replace("_", " ")
         figure = pictures.detection_figure(
-            scene, scores, threshold, truth=scene.truth, title=title, label="RX score"
+            scene,
+            scores,
+            threshold,
+            truth=scene.truth,
+            title=title,
+            label=label,
+            scale=detector.scale,
         )
         files += (stage / f"{prefix.name}_detections.png",)
         pictures.save(figure, files[-1])
         if truth is not None:
-            level = float(np.nanmedian(threshold))
+            finite = threshold[np.isfinite(threshold)]
+            level = float(np.median(finite)) if finite.size else None
             files += (stage / f"{prefix.name}_roc.png",)
             pictures.save(
                 pictures.roc_figure(scores, truth, threshold=level, title=title), files[-1]
@@ -246,16 +399,12 @@ def _detect(args: argparse.Namespace) -> None:
         files += (stage / f"{prefix.name}_summary.json",)
         scored = np.isfinite(scores)
         summary = {
-            "mahal": mahal.__version__,
-            "scene": scene.name,
-            "file": None if scene.path is None else str(scene.path),
-            "key": scene.key,
-            "map_key": scene.map_key,
-            "rows": scene.image.shape[0],
-            "cols": scene.image.shape[1],
-            "bands": scene.image.shape[2],
-            "dtype": str(scene.image.dtype),
+            **_scene_summary(scene),
             "detector": args.detector,
+            "estimator": args.estimator,
+            "centred": not args.uncentred,
+            "target": args.target,
+            "target_name": args.target_name,
             "window": window,
             "border": None if window is None else args.border,
             "background": args.background,
@@ -268,7 +417,9 @@ def _detect(args: argparse.Namespace) -> None:
             "pixels_not_finite": int((status == NOT_FINITE).sum()),
             "pixels_with_too_few_samples": int((status == TOO_FEW).sum()),
             "pixels_singular": int((status == SINGULAR).sum()),
-            "false_alarm_rate": args.false_alarm_rate,
+            "false_alarm_rate": None if args.false_discovery_rate else _alarm_rate(args),
+            "false_discovery_rate": args.false_discovery_rate,
+            "threshold_rule": "law of the scores" if law else "share of the pixels",
             "threshold": _range(threshold, scored),
             "detections": int(detected.sum()),
             "targets": None if scene.truth is None else int(scene.truth.sum()),
@@ -277,16 +428,126 @@ def _detect(args: argparse.Namespace) -> None:
             "files": [file.name for file in files],
         }
         _write_json(files[-1], summary)
-    _print(_detect_rows(scene, summary, _method(window)))
+    _print(_detect_rows(scene, summary, method, _rule(args)))
     _print([("written", str(prefix.parent / file.name)) for file in files])
 
 
-def _method(window: int | tuple[int, int] | None) -> str:
+def _alarm_rate(args: argparse.Namespace) -> float:
+    return 1e-3 if args.false_alarm_rate is None else float(args.false_alarm_rate)
+
+
+def _rule(args: argparse.Namespace) -> str:
+    if args.false_discovery_rate is not None:
+        return f"false-discovery rate {args.false_discovery_rate:g}"
+    if not DETECTORS[args.detector].has_law(args.estimator):
+        return f"share of pixels {_alarm_rate(args):g}"
+    return f"false-alarm rate {_alarm_rate(args):g}"
+
+
+def _check_options(command: str, detector: Detector, args: argparse.Namespace) -> None:
+    """Refuse options that the detector would ignore."""
+    for option, name, used in (
+        ("--window", "window", args.window is not None),
+        ("--background", "background", args.background is not None),
+        ("--estimator", "estimator", args.estimator != "scm"),
+    ):
+        if used and not detector.takes(name):
+            raise _UsageError(f"{command}: {option}: not for {detector.name}")
+    if args.uncentred and (detector.name == "cem" or not detector.takes("center")):
+        raise _UsageError(f"{command}: --uncentred: not for {detector.name}")
+    if args.target is not None and not detector.needs_target:
+        raise _UsageError(f"{command}: --target: not for {detector.name}")
+
+
+def _target(
+    command: str, args: argparse.Namespace, detector: Detector, scene: Scene
+) -> Array | None:
+    if not detector.needs_target:
+        return None
+    if args.target is None:
+        raise _UsageError(f"{command}: --target: {detector.name} needs one")
+    target = scenes.read_target(args.target, scene, args.target_name)
+    if target.ndim > 1:
+        raise _UsageError(
+            f"{command}: --target: must be one spectrum, got {len(target)}; "
+            "--target-name chooses one of a library"
+        )
+    return target
+
+
+def _decide(
+    args: argparse.Namespace,
+    detector: Detector,
+    scene: Scene,
+    scores: Array,
+    samples: Array,
+    inside: bool,
+) -> tuple[Array, Array]:
+    """Threshold by the law of the scores, one or a map, and what reaches it."""
+    assert detector.law is not None
+    bands = scene.image.shape[2]
+    options = {
+        "background": "global" if inside else "local",
+        "mean": "known" if args.uncentred else "estimated",
+        "complex_data": scene.image.dtype.kind == "c",
+    }
+    rate = _alarm_rate(args)
+    found = None
+    if args.false_discovery_rate is not None:
+        pvalues = detector.law.pvalue(scores, bands, samples, **options)
+        found = significance.false_discovery(pvalues, args.false_discovery_rate)
+        rate = max(found.threshold, SMALLEST)
+    threshold = np.asarray(detector.law.threshold(rate, bands, samples, **options))
+    if found is None:
+        return threshold, np.asarray(scores >= threshold)
+    # The score at the threshold itself is detected, whatever rounding says.
+    if threshold.ndim:
+        threshold = np.where(found.detected, np.minimum(threshold, scores), threshold)
+    elif found.detected.any():
+        threshold = np.asarray(scores[found.detected].min(), dtype=np.float64)
+    return threshold, found.detected
+
+
+def _empirical(scores: Array, rate: float) -> Array:
+    """Score that a share of the pixels reaches."""
+    scored = scores[np.isfinite(scores)]
+    return np.asarray(np.quantile(scored, 1.0 - rate) if scored.size else np.nan)
+
+
+def _keep_inputs(files: Iterable[Path], given: Iterable[Any]) -> None:
+    inputs = [Path(path).resolve() for path in given if path]
+    for path in files:
+        if path.resolve() in inputs:
+            raise scenes.SceneError(f"{path}: --output: must not replace an input file")
+
+
+def _scene_summary(scene: Scene) -> dict[str, Any]:
+    return {
+        "mahal": mahal.__version__,
+        "scene": scene.name,
+        "file": None if scene.path is None else str(scene.path),
+        "key": scene.key,
+        "map_key": scene.map_key,
+        "polarisations": scene.polarisations,
+        "rows": scene.image.shape[0],
+        "cols": scene.image.shape[1],
+        "bands": scene.image.shape[2],
+        "dtype": str(scene.image.dtype),
+    }
+
+
+def _method(
+    detector: Detector, window: int | tuple[int, int] | None, estimator: str, uncentred: bool
+) -> str:
+    name = "RX" if detector.name == "rx" else detector.name.replace("_", " ")
+    if estimator != "scm":
+        name += f" ({estimator})"
+    if uncentred:
+        name += ", mean zero"
     if window is None:
-        return "global RX"
-    if isinstance(window, int):
-        return f"local RX, window {window}"
-    return f"local RX, window {window[0]} {window[1]}"
+        return f"global {name}" if detector.takes("background") else name
+    sizes = str(window) if isinstance(window, int) else f"{window[0]} {window[1]}"
+    return f"local {name}, window {sizes}"
 
 
 def _prefix(output: str | None, name: str) -> Path:
@@ -307,13 +568,23 @@ def _writable(prefix: Path) -> Path:
     return prefix
 
 
+SCENE_OPTIONS = (
+    "key",
+    "map_key",
+    "mask_key",
+    "truth",
+    "channels",
+    "polarisations",
+    "frequency",
+)
+
+
 def _scene(args: argparse.Namespace) -> Scene:
+    given = {option: getattr(args, option) for option in SCENE_OPTIONS}
     if not args.demo:
-        return scenes.read(
-            args.scene, args.key, args.map_key, mask_key=args.mask_key, truth=args.truth
-        )
-    for option in ("key", "map_key", "mask_key", "truth"):
-        if getattr(args, option) is not None:
+        return scenes.read(args.scene, **given)
+    for option, value in given.items():
+        if value is not None:
             raise _UsageError(f"detect: --{option.replace('_', '-')}: not for --demo")
     return dataclasses.replace(scenes.simulate(), name=DEMO)
 
@@ -321,7 +592,10 @@ def _scene(args: argparse.Namespace) -> Scene:
 def _background(args: argparse.Namespace, scene: Scene) -> Array:
     """Pixels (n, bands) of the background scene that can be used."""
     path = Path(args.background)
-    other = scenes.read(path, args.key if path.suffix.lower() == ".mat" else None)
+    same_kind = path.suffix.lower() == (scene.path or path).suffix.lower()
+    given = ("key", "channels", "polarisations", "frequency")
+    options = {option: getattr(args, option) for option in given if same_kind}
+    other = scenes.read(path, **options)
     if other.image.shape[2] != scene.image.shape[2]:
         raise scenes.SceneError(
             f"{path}: --background: must have the {scene.image.shape[2]} bands of the scene, "
@@ -338,38 +612,53 @@ def _used(scene: Scene) -> npt.NDArray[np.bool_]:
 
 def _score(
     args: argparse.Namespace,
+    detector: Detector,
     scene: Scene,
+    target: Array | None,
     window: int | tuple[int, int] | None,
     background: Array | None,
 ) -> tuple[Array, Array, float]:
-    image = scene.image
-    kind = image.dtype if background is None else background.dtype
-    if kind.kind in "iu":
-        # Twice the time of float32, and no scene is too ill-conditioned for it.
-        kind = np.dtype(np.float64)
-    image = image.astype(kind, copy=False)
-    background = None if background is None else background.astype(kind, copy=False)
+    image = _floats(scene.image)
+    if background is not None:
+        background = _floats(background)
+        kind = np.result_type(image.dtype, background.dtype)
+        image, background = image.astype(kind, copy=False), background.astype(kind, copy=False)
+    if target is not None:
+        target = _as_kind(target, image.dtype)
+    options: dict[str, Any] = {"mask": scene.mask, "singular": args.singular}
+    if window is not None:
+        options |= {"window": window, "border": args.border}
+    if background is not None:
+        options["background"] = background
+    if args.estimator != "scm":
+        options["estimator"] = args.estimator
+    if args.uncentred:
+        options["center"] = False
     progress = _Progress(sys.stderr) if sys.stderr.isatty() else None
     begin = time.perf_counter()
     try:
         with warnings.catch_warnings():
             # The summary counts the singular pixels.
             warnings.simplefilter("ignore", mahal.SingularWarning)
-            scores, status = mahal.rx(
-                image,
-                window=window,
-                background=background,
-                mask=scene.mask,
-                border=args.border,
-                singular=args.singular,
-                return_status=True,
-                threads=args.threads,
-                progress=progress,
+            scores, status = detector.score(
+                image, target, threads=args.threads, progress=progress, **options
             )
     finally:
         if progress is not None:
             progress.clear()
     return scores, status, time.perf_counter() - begin
+
+
+def _floats(values: Array) -> Array:
+    # Twice the time of float32, and no scene is too ill-conditioned for it.
+    return values.astype(np.float64) if values.dtype.kind in "iu" else values
+
+
+def _as_kind(target: Array, kind: np.dtype[Any]) -> Array:
+    """Target in the double of the image's dtype."""
+    if kind.kind != "c" and target.dtype.kind == "c":
+        raise scenes.SceneError("--target: must be real for a real image, got complex numbers")
+    return target.astype(np.complex128 if kind.kind == "c" else np.float64)
 
 
 class _Progress:
@@ -429,18 +718,9 @@ def _range(values: Array, scored: Array) -> float | list[float] | None:
     return low if low == high else [low, high]
 
 
-def _detect_rows(scene: Scene, summary: Mapping[str, Any], method: str) -> Rows:
+def _detect_rows(scene: Scene, summary: Mapping[str, Any], method: str, rule: str) -> Rows:
     pixels = summary["rows"] * summary["cols"]
-    source = "simulated" if scene.path is None else str(scene.path)
-    keys = [f"{word} {key}" for word, key in (("key", scene.key), ("truth", scene.map_key)) if key]
-    rows = [
-        ("scene", ", ".join([source, *keys])),
-        (
-            "size",
-            f"{summary['rows']} x {summary['cols']} pixels, {summary['bands']} bands, "
-            f"{summary['dtype']}",
-        ),
-    ]
+    rows = _scene_rows("scene", scene)
     if scene.metadata.get("bad_bands"):
         rows.append(("bad bands", f"{scene.metadata['bad_bands']} left out (bbl in the header)"))
     if scene.unused:
@@ -461,11 +741,10 @@ def _detect_rows(scene: Scene, summary: Mapping[str, Any], method: str) -> Rows:
     ):
         if summary[field]:
             rows.append((word, f"{summary[field]} pixels"))
-    rate = summary["false_alarm_rate"]
     scored, found = summary["pixels_scored"], summary["detections"]
     share = f"{100 * found / scored:.3g} % of {scored} scored" if scored else f"of {pixels}"
     rows += [
-        ("threshold", f"{_span(summary['threshold'], '{:.6g}')} at false-alarm rate {rate:g}"),
+        ("threshold", f"{_span(summary['threshold'], '{:.6g}')} at {rule}"),
         ("detections", f"{found} pixels, {share}"),
     ]
     if summary["targets"] is not None:
@@ -475,6 +754,19 @@ def _detect_rows(scene: Scene, summary: Mapping[str, Any], method: str) -> Rows:
     elif summary["targets"] is not None:
         rows.append(("areas", "none: the truth has only one kind of scored pixel"))
     return rows
+
+
+def _scene_rows(word: str, scene: Scene) -> Rows:
+    source = "simulated" if scene.path is None else str(scene.path)
+    keys = [f"{text} {key}" for text, key in (("key", scene.key), ("truth", scene.map_key)) if key]
+    rows, cols, bands = scene.image.shape
+    lines = [
+        (word, ", ".join([source, *keys])),
+        ("size", f"{rows} x {cols} pixels, {bands} bands, {scene.image.dtype}"),
+    ]
+    if scene.polarisations:
+        lines.append(("channels", ", ".join(scene.polarisations)))
+    return lines
 
 
 def _span(value: float | list[float] | None, form: str) -> str:
@@ -487,6 +779,220 @@ def _span(value: float | list[float] | None, form: str) -> str:
 
 def _area_rows(areas: Mapping[str, float]) -> Rows:
     return [(name, f"{areas[field]:.5f}") for field, name in AREAS.items()]
+
+
+# compare, change, detectors
+
+
+def _compare(args: argparse.Namespace) -> None:
+    names = args.detectors
+    if names is None:
+        names = [n for n, d in DETECTORS.items() if args.target is not None or not d.needs_target]
+    prefix = _prefix(args.output, Path(args.scene).stem)
+    for module in ("scipy.special", "matplotlib.figure"):
+        scenes.extra(module)
+    scene = scenes.read(args.scene, **{option: getattr(args, option) for option in SCENE_OPTIONS})
+    if scene.truth is None or not _both(scene.truth):
+        raise scenes.SceneError(f"{args.scene}: needs ground truth with targets and background")
+    with scenes.staged(prefix.parent) as stage:
+        maps: dict[str, Array] = {}
+        table: list[dict[str, Any]] = []
+        for variant, detector, window, estimator in _variants(names, args, scene):
+            one = argparse.Namespace(**{**vars(args), "estimator": estimator})
+            one.uncentred = args.uncentred and detector.name != "cem" and detector.takes("center")
+            target = _target("compare", args, detector, scene)
+            scores, status, seconds = _score(one, detector, scene, target, window, None)
+            if not _both(scene.truth[np.isfinite(scores)]):
+                continue
+            maps[variant] = scores
+            areas = dataclasses.asdict(metrics.roc_areas(scores, scene.truth))
+            singular = int((status == SINGULAR).sum())
+            table.append(
+                {
+                    "name": variant,
+                    "detector": detector.name,
+                    "estimator": estimator,
+                    "window": window,
+                    "seconds": seconds,
+                    "singular": singular,
+                    "areas": areas,
+                }
+            )
+        if not maps:
+            raise scenes.SceneError(f"{args.scene}: no detector scored targets and background")
+        files = [stage / f"{prefix.name}_{ending}" for ending in ("roc.png", "summary.json")]
+        title = f"{scene.name}: {int(scene.truth.sum())} target pixels"
+        pictures.save(pictures.comparison_figure(maps, scene.truth, title=title), files[0])
+        summary = {
+            **_scene_summary(scene),
+            "target": args.target,
+            "target_name": args.target_name,
+            "results": table,
+            "files": [file.name for file in files],
+        }
+        _write_json(files[-1], summary)
+    _print(_scene_rows("scene", scene))
+    width = max(len(row["name"]) for row in table)
+    print(f"{'':<{width}}  AUC(D,F)  AUC(D,tau)  AUC(F,tau)  seconds")
+    for row in sorted(table, key=lambda item: -item["areas"]["auc_df"]):
+        numbers = row["areas"]
+        print(
+            f"{row['name']:<{width}}  {numbers['auc_df']:8.5f}  {numbers['auc_dtau']:10.5f}  "
+            f"{numbers['auc_ftau']:10.5f}  {row['seconds']:7.3g}"
+        )
+    _print([("written", str(prefix.parent / file.name)) for file in files])
+
+
+def _variants(
+    names: Sequence[str], args: argparse.Namespace, scene: Scene
+) -> Iterable[tuple[str, Detector, int | tuple[int, int] | None, str]]:
+    """Every detector, with each estimator and window that it takes."""
+    for name in names:
+        detector = DETECTORS[name]
+        if detector.options.get("signed") and scene.image.dtype.kind == "c":
+            continue
+        local = args.window is not None and detector.takes("window")
+        estimators = args.estimators if detector.takes("estimator") else ("scm",)
+        for window in (None, args.window) if local else (None,):
+            for estimator in estimators:
+                uncentred = args.uncentred and detector.name != "cem" and detector.takes("center")
+                yield _method(detector, window, estimator, uncentred), detector, window, estimator
+
+
+def _change(args: argparse.Namespace) -> None:
+    prefix = _prefix(args.output, f"{Path(args.first).stem}_{Path(args.second).stem}")
+    for module in ("scipy.special", "matplotlib.figure"):
+        scenes.extra(module)
+    given = {option: getattr(args, option) for option in SCENE_OPTIONS}
+    first = scenes.read(args.first, **given)
+    second = scenes.read(args.second, **{**given, "truth": None, "map_key": None})
+    if first.image.shape != second.image.shape:
+        raise scenes.SceneError(
+            f"{args.second}: must have the shape of the first image {first.image.shape}, "
+            f"got {second.image.shape}"
+        )
+    score_files = scenes.score_paths(f"{prefix}_scores", first)
+    _keep_inputs(score_files, (first.path, second.path, args.truth))
+    bands = first.image.shape[2]
+    images = [_in_domain(scene.image, args.domain) for scene in (first, second)]
+    kind = np.result_type(*images)
+    images = [image.astype(kind, copy=False) for image in images]
+    masks = [scene.mask for scene in (first, second) if scene.mask is not None]
+    mask = np.logical_and.reduce(masks) if masks else None
+    with scenes.staged(prefix.parent) as stage:
+        begin = time.perf_counter()
+        scores, status = mahal.change_map(
+            *images,
+            args.window,
+            metric=args.metric,
+            center=not args.uncentred,
+            border=args.border,
+            mask=mask,
+            compat=args.compat,
+            return_status=True,
+            threads=args.threads,
+        )
+        seconds = time.perf_counter() - begin
+        law = args.metric == ("wishart" if kind.kind == "c" else "box_m")
+        if law:
+            samples = significance.window_samples(
+                first.image.shape[:2], args.window, border=args.border, mask=mask
+            )
+            threshold = np.asarray(
+                significance.covariance_equality_threshold(
+                    args.false_alarm_rate,
+                    bands,
+                    samples,
+                    samples,
+                    mean="known" if args.uncentred else "estimated",
+                    complex_data=kind.kind == "c",
+                )
+            )
+        else:
+            threshold = _empirical(scores, args.false_alarm_rate)
+        changed = scores >= threshold
+        truth = first.truth
+        if truth is not None and not _both(truth[np.isfinite(scores)]):
+            truth = None
+        areas = None if truth is None else metrics.roc_areas(scores, truth)
+        files = scenes.write(stage / score_files[0].name, scores, like=first)
+        rule = "false-alarm rate" if law else "share of pixels"
+        method = f"{args.metric}, window {args.window}, {args.domain} values"
+        title = f"{first.name} to {second.name} · {method} · {rule} {args.false_alarm_rate:g}"
+        figure = pictures.change_figure(
+            first, second, scores, threshold, truth=first.truth, title=title, label=args.metric
+        )
+        files += (stage / f"{prefix.name}_change.png",)
+        pictures.save(figure, files[-1])
+        if truth is not None:
+            files += (stage / f"{prefix.name}_roc.png",)
+            pictures.save(pictures.roc_figure(scores, truth, title=title), files[-1])
+        files += (stage / f"{prefix.name}_summary.json",)
+        scored = np.isfinite(scores)
+        summary = {
+            **_scene_summary(first),
+            "second": str(second.path),
+            "metric": args.metric,
+            "domain": args.domain,
+            "centred": not args.uncentred,
+            "compat": args.compat,
+            "window": args.window,
+            "border": args.border,
+            "seconds": seconds,
+            "pixels_scored": int(scored.sum()),
+            "pixels_singular": int((status == SINGULAR).sum()),
+            "pixels_not_finite": int((status == NOT_FINITE).sum()),
+            "false_alarm_rate": args.false_alarm_rate,
+            "threshold_rule": "law of the scores" if law else "share of the pixels",
+            "threshold": _range(threshold, scored),
+            "changes": int(changed.sum()),
+            "areas": None if areas is None else dataclasses.asdict(areas),
+            "files": [file.name for file in files],
+        }
+        _write_json(files[-1], summary)
+    share = 100 * changed.sum() / max(int(scored.sum()), 1)
+    rows = [
+        *_scene_rows("first", first),
+        ("second", str(second.path)),
+        ("metric", f"{method}, border {args.border}"),
+        ("time", f"{seconds:.3g} s"),
+        ("singular", f"{summary['pixels_singular']} pixels"),
+        (
+            "threshold",
+            f"{_span(summary['threshold'], '{:.6g}')} at {rule} {args.false_alarm_rate:g}",
+        ),
+        ("changes", f"{summary['changes']} pixels, {share:.3g} % of {scored.sum()} scored"),
+    ]
+    if areas is not None:
+        rows += _area_rows(dataclasses.asdict(areas))
+    _print(rows)
+    _print([("written", str(prefix.parent / file.name)) for file in files])
+
+
+def _in_domain(image: Array, domain: str) -> Array:
+    """Values as the change map compares them."""
+    values = _floats(image)
+    if domain == "stored":
+        return values
+    values = np.abs(values)
+    if domain == "amplitude":
+        return values
+    positive = values[values > 0]
+    if positive.size == 0:
+        raise scenes.SceneError("--domain: log needs values that are not zero")
+    # Zero has no logarithm: it counts as the smallest value there is.
+    logarithm: Array = np.log(np.maximum(values, positive.min()))
+    return logarithm
+
+
+def _list_detectors(args: argparse.Namespace) -> None:
+    rows = []
+    for name, detector in DETECTORS.items():
+        notes = ["needs a target"] if detector.needs_target else []
+        notes += ["takes a window"] if detector.takes("window") else []
+        notes += ["exact thresholds"] if detector.law else []
+        rows.append((name, f"{detector.summary} ({', '.join(notes) or 'no threshold law'})"))
+    _print(rows)
 
 
 # evaluate and info

@@ -20,7 +20,8 @@ def read_target(source: str | Path, scene: Scene, name: str | None = None) -> Ar
     Parameters
     ----------
     source : str or path
-        ``"row,col"``: that pixel of the scene, counted from 0. Else a file: .npy, text (.csv, .txt)
+        ``"row,col"``: that pixel of the scene, counted from 0. ``"truth"``: the mean of its true
+        targets. Else a file: .npy, text (.csv, .txt)
         with values apart by commas or blanks, or an ENVI spectral library (.sli or .hdr). One
         spectrum may stand in a row or in a column; several are rows.
     scene : Scene
@@ -37,8 +38,9 @@ def read_target(source: str | Path, scene: Scene, name: str | None = None) -> Ar
     Raises
     ------
     SceneError
-        A pixel outside the scene, a missing or unreadable file, an unknown name, another number of
-        bands, wavelengths that the library does not reach, or values that are not finite.
+        A pixel outside the scene, a scene without truth, a missing or unreadable file, an unknown
+        name, another number of bands, wavelengths that the library does not reach, or values that
+        are not finite.
     ImportError
         The library that reads this kind is not installed.
     """
@@ -53,6 +55,10 @@ def read_target(source: str | Path, scene: Scene, name: str | None = None) -> Ar
         if row >= rows or col >= cols:
             raise SceneError(f"{source}: target: must lie in the {rows} x {cols} pixels")
         found = scene.image[row, col]
+    elif source == "truth":
+        if scene.truth is None or not scene.truth.any():
+            raise SceneError(f"{scene.name}: target: the scene must have true targets")
+        found = scene.image[scene.truth].mean(axis=0)
     elif not path.is_file():
         raise SceneError(f"{path}: target: no such file, and not ROW,COL")
     elif library:
