@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 from mahal import pictures
+from mahal.metrics import roc_areas
 from mahal.scenes import Scene, simulate
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
@@ -241,3 +242,97 @@ def test_pyplot_stays_out_of_it():
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def radar(rows, cols, names, complex_data=True):
+    rng = np.random.default_rng(9)
+    values = rng.normal(size=(rows, cols, len(names), 2)) @ np.array([1, 1j])
+    values = values.astype(np.complex64) if complex_data else np.abs(values).astype(np.float32)
+    return Scene(values, "r", "npy", polarisations=tuple(names))
+
+
+def stretched(layers):
+    """The documented stretch of powers in dB."""
+    level = 20 * np.log10(np.abs(np.stack(layers, axis=-1)).astype(np.float32))
+    low, high = np.percentile(level, (2, 98), axis=(0, 1))
+    return np.clip((level - low) / (high - low), 0, 1)
+
+
+def test_radar_is_shown_in_decibels():
+    scene = radar(20, 30, ("HH", "HV", "VH", "VV"))
+    hh, hv, _, vv = np.moveaxis(scene.image, 2, 0)
+    rgb, caption = pictures.false_colour(scene)
+    assert caption == "Pauli in dB"
+    np.testing.assert_allclose(rgb, stretched([hh - vv, 2 * hv, hh + vv]), atol=1e-5)
+    named = {
+        ("HH+VV", "HH-VV", "HV"): ((1, 2, 0), "Pauli in dB"),
+        ("HH", "HV", "VV"): ((0, 1, 2), "HH, HV, VV in dB"),
+        ("HV", "VH", "VV"): ((0, 1, 2), "HV, VH, VV in dB"),
+        ("HH", "HV"): ((0, 0, 0), "HH in dB"),
+    }
+    for names, (order, expected) in named.items():
+        scene = radar(20, 30, names, complex_data=False)
+        rgb, caption = pictures.false_colour(scene)
+        assert caption == expected
+        layers = [scene.image[:, :, k] for k in order]
+        np.testing.assert_allclose(rgb, stretched(layers), atol=1e-5)
+    unnamed = Scene(radar(9, 9, ("a",)).image, "u", "npy")
+    assert pictures.false_colour(unnamed)[1] == "channel 1 in dB"
+
+
+def test_radar_without_power_is_grey():
+    scene = radar(12, 12, ("HH", "HV", "VV"))
+    scene.image[3, 4] = 0
+    scene.image[5, 6] = np.nan
+    rgb, _ = pictures.false_colour(scene)
+    grey = np.all(rgb == np.float32(0x8C / 255), axis=2)
+    assert grey[3, 4]
+    assert grey[5, 6]
+    assert grey.sum() == 2
+
+
+def test_scores_of_both_signs_have_a_linear_bar():
+    scene = scene_of(12, 12)
+    scores = np.random.default_rng(3).normal(size=(12, 12))
+    scores[0, 0] = np.nan
+    figure = pictures.detection_figure(scene, scores, 1.5, scale="linear", label="s")
+    picture = figure.axes[1].images[0]
+    assert type(picture.norm).__name__ == "Normalize"
+    low, high = picture.norm.vmin, picture.norm.vmax
+    assert low < -1
+    assert high > 1.5
+    assert figure.axes[1].child_axes[0].get_ylabel() == "s (line: threshold 1.5)"
+    shown = np.ma.getdata(picture.get_array())[scores > low]
+    np.testing.assert_array_equal(shown, scores[scores > low])
+
+
+def test_change_has_both_images_and_the_map():
+    first, second = scene_of(12, 14), scene_of(12, 14)
+    scores = np.random.default_rng(1).chisquare(3, (12, 14))
+    truth = scores > 9
+    figure = pictures.change_figure(first, second, scores, 6.0, truth=truth, title="pair")
+    panels = figure.axes[:3]
+    assert [axes.get_title() for axes in panels[:2]] == [
+        f"s: {pictures.false_colour(first)[1]}"
+    ] * 2
+    for axes in panels:
+        assert outlines(axes)[to_rgba(pictures.DETECTED)] == edges(scores >= 6.0)
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts[0] == f"changes: {(scores >= 6.0).sum()} pixels"
+    with pytest.raises(ValueError, match=r"^change_figure: second: must have the size") as caught:
+        pictures.change_figure(first, scene_of(12, 15), scores, 6.0)
+    assert "got (12, 15)" in str(caught.value)
+
+
+def test_comparison_sorts_curves_by_their_area(tmp_path):
+    rng = np.random.default_rng(2)
+    truth = rng.random((30, 30)) < 0.1
+    maps = {f"d{k}": rng.normal(size=truth.shape) + k * truth for k in (1, 3, 2)}
+    figure = pictures.comparison_figure(maps, truth, title="three")
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert [text.split(":")[0] for text in texts[:3]] == ["d3", "d2", "d1"]
+    assert texts[0] == f"d3: {roc_areas(maps['d3'], truth).auc_df:.5f}"
+    pictures.save(figure, tmp_path / "c.png")
+    assert imread(tmp_path / "c.png").shape[0] > 300
+    with pytest.raises(ValueError, match=r"^comparison_figure: scores: needs at least one"):
+        pictures.comparison_figure({}, truth)

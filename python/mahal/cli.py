@@ -25,8 +25,8 @@ Array = npt.NDArray[Any]
 Rows = list[tuple[str, str]]
 
 DEMO = "mahal-demo"
-# Values of the status map of mahal.rx.
-TOO_FEW, SINGULAR, NOT_FINITE, LEFT_OUT = 1, 2, 3, 4
+# Values of the status maps.
+TOO_FEW, SINGULAR, NOT_FINITE, LEFT_OUT, NOT_CONVERGED = 1, 2, 3, 4, 5
 SMALLEST = 1e-300  # stands for the p-value 0 where a threshold is asked for
 AREAS = {
     "auc_df": "AUC(D,F)",
@@ -417,6 +417,7 @@ def _detect(args: argparse.Namespace) -> None:
             "pixels_not_finite": int((status == NOT_FINITE).sum()),
             "pixels_with_too_few_samples": int((status == TOO_FEW).sum()),
             "pixels_singular": int((status == SINGULAR).sum()),
+            "pixels_not_converged": int((status == NOT_CONVERGED).sum()),
             "false_alarm_rate": None if args.false_discovery_rate else _alarm_rate(args),
             "false_discovery_rate": args.false_discovery_rate,
             "threshold_rule": "law of the scores" if law else "share of the pixels",
@@ -738,6 +739,7 @@ def _detect_rows(scene: Scene, summary: Mapping[str, Any], method: str, rule: st
         ("pixels_at_the_edge", "at the edge"),
         ("pixels_not_finite", "not finite"),
         ("pixels_with_too_few_samples", "too few"),
+        ("pixels_not_converged", "unconverged"),
     ):
         if summary[field]:
             rows.append((word, f"{summary[field]} pixels"))
