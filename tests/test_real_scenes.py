@@ -1,4 +1,4 @@
-"""RX on public scenes against printed and independently measured figures.
+"""Detectors on public scenes against printed and independently measured figures.
 
 The scenes are not part of the project; without them the tests are skipped.
 """
@@ -12,18 +12,20 @@ import mahal
 import numpy as np
 import pytest
 from mahal import cli, metrics, scenes
+from scipy import stats
 
 
-def load_bench():
-    path = Path(__file__).resolve().parents[1] / "bench" / "real_scenes.py"
-    spec = importlib.util.spec_from_file_location("real_scenes", path)
+def load_bench(name):
+    path = Path(__file__).resolve().parents[1] / "bench" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-bench = load_bench()
+bench = load_bench("real_scenes")
+radar_bench = load_bench("sar_scenes")
 SOURCES = {Path(source.file).name: source for source in bench.SOURCES}
 HALF_DIGIT = 0.5e-5  # figures with five decimals
 
@@ -162,3 +164,55 @@ def test_command_on_real_scenes(tmp_path, capsys, folder, name, truth, ending):
     assert f"AUC(D,F)    {areas.auc_df:.5f}" in out
     # Integer scenes are scored in float32.
     assert areas.auc_df == pytest.approx(GLOBAL[Path(name).name][0], abs=1e-4)
+
+
+def test_radar_products_are_read(data_dir):
+    folder = data_dir / "sar"
+    matrices = scenes.read(folder / "airsar_sanfrancisco_t3")
+    assert matrices.covariance.shape == (450, 512, 3, 3)
+    assert matrices.polarisations == ("HH+VV", "HH-VV", "HV")
+    diagonal = np.fromfile(folder / "airsar_sanfrancisco_t3" / "T22.bin", "<f4")
+    np.testing.assert_array_equal(matrices.image[:, :, 1].ravel(), np.sqrt(diagonal))
+    # The few matrices of the full scene that are not positive definite lie outside this crop.
+    assert np.linalg.eigvalsh(matrices.covariance.astype(np.complex128)).min() > 0
+    slc = scenes.read(folder / "onera_slc_muzeau" / "slc_256x256_c128.npy")
+    assert slc.image.dtype == np.complex128
+    assert slc.image.shape == (256, 256, 1)
+    rslc = scenes.read(folder / "uavsar_nisar_rslc" / "calib_slc_pass1_20mhz.h5")
+    assert rslc.image.dtype == np.complex64
+    assert (rslc.image.shape, rslc.polarisations) == ((200, 1907, 1), ("HH",))
+    other = scenes.read(folder / "uavsar_nisar_rslc" / "SanAnd_129.h5", frequency="B")
+    assert other.image.shape == (150, 50, 1)
+
+
+def test_false_alarm_rates_on_homogeneous_clutter(data_dir):
+    rows = radar_bench.false_alarms(data_dir, windows=(None,))
+    measured = {r["detector"]: r["shares"] for r in rows if r["data"] == "homogeneous clutter"}
+    assert set(measured) == {"RX", "ACE", "matched filter"}
+    for shares in measured.values():
+        for share, rate in zip(shares, radar_bench.RATES, strict=True):
+            # One covariance of 65536 pixels: nearly independent scores.
+            low, high = stats.binom.interval(1 - 1e-5, 256**2, rate)
+            assert low <= share * 256**2 <= high
+
+
+def test_areas_on_the_simulated_radar_scene(data_dir):
+    rows = radar_bench.areas(data_dir, windows=(None,), estimators=("scm",))
+    found = {row["detector"]: row["auc"] for row in rows}
+    expected = {
+        "RX, scm": 0.96144,
+        "ACE, surface crosses": 0.98722,
+        "ACE, dihedral crosses": 0.98970,
+        "ACE, cross-pol crosses": 0.99415,
+    }
+    assert found == pytest.approx(expected, abs=2 * HALF_DIGIT)
+
+
+def test_command_on_radar_scenes(data_dir, tmp_path, capsys):
+    scene = data_dir / "sar" / "simulated_quadpol" / "scene.npz"
+    options = ["--channels", "first", "--map-key", "mask", "--uncentred", "-o", str(tmp_path)]
+    assert cli.main(["compare", str(scene), "--detectors", "rx", *options]) == 0
+    assert "0.96144" in capsys.readouterr().out
+    folder = data_dir / "sar" / "airsar_sanfrancisco_t3"
+    assert cli.main(["detect", str(folder), "-o", str(tmp_path)]) == 0
+    assert "channels    HH+VV, HH-VV, HV" in capsys.readouterr().out
