@@ -29,6 +29,7 @@ OPS = (
     "spectral_angle",
     "window_estimators",
     "complex",
+    "covariance_distance",
 )
 TORCH = "torch==2.13.0"
 

@@ -13,6 +13,7 @@
 #include "core/threads.hpp"
 #include "mahal/cholesky.hpp"
 #include "mahal/context.hpp"
+#include "mahal/covariance_distance.hpp"
 #include "mahal/error.hpp"
 #include "mahal/local_covariance.hpp"
 #include "mahal/mahalanobis.hpp"
@@ -231,6 +232,39 @@ void cholesky(const Array& a, const Array& factor, const Array& status, const Ar
                   execution_of(threads, stream));
 }
 
+mahal::Metric metric_from_name(const char* op, const std::string& name) {
+  using mahal::Metric;
+  static constexpr std::pair<const char*, Metric> metrics[] = {
+      {"frobenius", Metric::frobenius},
+      {"logeuclid", Metric::logeuclid},
+      {"affine_invariant", Metric::affine_invariant},
+      {"logdet", Metric::logdet},
+      {"wasserstein", Metric::wasserstein},
+      {"symmetric_kl", Metric::symmetric_kl},
+      {"hotelling_lawley", Metric::hotelling_lawley},
+      {"wishart", Metric::wishart},
+      {"box_m", Metric::box_m}};
+  for (const auto& [known, metric] : metrics) {
+    if (name == known) return metric;
+  }
+  mahal::throw_value_error(op, "metric", "must be a known metric", quoted(name));
+}
+
+std::size_t covariance_distance_workspace(const Array& a, const Array& b, const std::string& metric,
+                                          double looks_a, double looks_b, int threads) {
+  return mahal::covariance_distance_workspace(
+      {metric_from_name("covariance_distance", metric), false, looks_a, looks_b}, a, b, threads);
+}
+
+void covariance_distance(const Array& a, const Array& b, const Array& score, const Array& status,
+                         const Array& workspace, const std::string& metric, bool squared,
+                         double looks_a, double looks_b, int threads, std::uintptr_t stream) {
+  const mahal::Metric chosen = metric_from_name("covariance_distance", metric);
+  const Unlock unlock;
+  mahal::covariance_distance({chosen, squared, looks_a, looks_b}, a, b, score, status,
+                             workspace_of(workspace), execution_of(threads, stream));
+}
+
 std::size_t whiten_workspace(const Array& x, int threads) {
   return mahal::whiten_workspace(x, threads);
 }
@@ -405,6 +439,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("local_covariance", &local_covariance);
   m.def("cholesky_workspace", &cholesky_workspace);
   m.def("cholesky", &cholesky);
+  m.def("covariance_distance_workspace", &covariance_distance_workspace);
+  m.def("covariance_distance", &covariance_distance);
   m.def("whiten_workspace", &whiten_workspace);
   m.def("whiten", &whiten);
   m.def("mahalanobis_workspace", &mahalanobis_workspace);

@@ -9,6 +9,7 @@ from mahal import _core
 from mahal._arrays import ConvergenceWarning, SingularError, SingularWarning
 from mahal._info import info
 from mahal.ops.cholesky import cholesky
+from mahal.ops.covariance_distance import covariance_distance
 from mahal.ops.local_covariance import local_covariance
 from mahal.ops.mahalanobis import mahalanobis
 from mahal.ops.matched import ace, cem, matched_filter
@@ -30,6 +31,7 @@ __all__ = [
     "ace",
     "cem",
     "cholesky",
+    "covariance_distance",
     "info",
     "local_covariance",
     "mahalanobis",

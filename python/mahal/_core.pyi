@@ -61,6 +61,22 @@ def cholesky_workspace(a: Any, threads: int) -> int: ...
 def cholesky(
     a: Any, factor: Any, status: Any, workspace: Any, loading: float, threads: int, stream: int
 ) -> None: ...
+def covariance_distance_workspace(
+    a: Any, b: Any, metric: str, looks_a: float, looks_b: float, threads: int
+) -> int: ...
+def covariance_distance(
+    a: Any,
+    b: Any,
+    score: Any,
+    status: Any,
+    workspace: Any,
+    metric: str,
+    squared: bool,
+    looks_a: float,
+    looks_b: float,
+    threads: int,
+    stream: int,
+) -> None: ...
 def whiten_workspace(x: Any, threads: int) -> int: ...
 def whiten(
     x: Any, mean: Any, covariance: Any, y: Any, workspace: Any, threads: int, stream: int

@@ -1,0 +1,271 @@
+// Scores of pairs of small covariance matrices, one pair per float64 lane. Kernel side.
+#pragma once
+
+#include "core/hermitian.hpp"
+#include "mahal/covariance_distance.hpp"
+
+namespace mahal {
+namespace {
+
+template <class S, int C>
+struct PairMetric {
+  using V = typename S::V;
+  using H = Hermitian<S, C>;
+  using Num = Number<S, C>;
+  using Math = LaneMath<S>;
+  static constexpr int L = S::lanes;
+
+  int n;
+  int ld;
+  double* a;  // lower triangles, which are overwritten
+  double* b;
+  double* work;  // two matrices
+  double* inverse_a;
+  double* inverse_b;
+  double* norms;
+  double tolerance;       // of the Cholesky factors
+  const double* scale_a;  // likewise; may be null
+  const double* scale_b;
+  V margin;  // positive in the lanes whose matrices are positive definite
+
+  static std::ptrdiff_t matrix_doubles(int n) {
+    return static_cast<std::ptrdiff_t>(n) * lane_leading(n) * (C * L);
+  }
+  static std::ptrdiff_t scratch_doubles(int n) {
+    return 4 * matrix_doubles(n) + 3 * static_cast<std::ptrdiff_t>(n) * L;
+  }
+  MAHAL_INLINE PairMetric(int size, double* scratch, double smallest_pivot)
+      : n(size), ld(lane_leading(size)), tolerance(smallest_pivot) {
+    a = scratch;
+    b = a + matrix_doubles(n);
+    work = b + matrix_doubles(n);
+    inverse_a = work + 2 * matrix_doubles(n);
+    inverse_b = inverse_a + n * L;
+    norms = inverse_b + n * L;
+    scale_a = nullptr;
+    scale_b = nullptr;
+    margin = S::set1(1);
+  }
+
+  MAHAL_INLINE void require(V one) { margin = S::min(margin, one); }
+
+  V frobenius() {
+    V sum = S::zero();
+    for (int i = 0; i < n; ++i) {
+      V off = S::zero();
+      for (int j = 0; j < i; ++j) {
+        off = (Num::load(H::at(a, ld, i, j)) - Num::load(H::at(b, ld, i, j))).add_square(off);
+      }
+      const V d = S::load(H::at(a, ld, i, i)) - S::load(H::at(b, ld, i, i));
+      sum = S::fma(d, d, sum) + (off + off);
+    }
+    return sum;
+  }
+
+  void factor_both() {
+    require(H::factor(a, n, ld, inverse_a, tolerance, scale_a));
+    require(H::factor(b, n, ld, inverse_b, tolerance, scale_b));
+  }
+
+  // work = wa a + wb b
+  void mix(V wa, V wb) {
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j <= i; ++j) {
+        Num sum = Num::load(H::at(a, ld, i, j)).scaled(wa);
+        const Num other = Num::load(H::at(b, ld, i, j));
+    MAHAL_UNROLL
+        for (int c = 0; c < C; ++c) sum.v[c] = S::fma(wb, other.v[c], sum.v[c]);
+        sum.store(H::at(work, ld, i, j));
+      }
+    }
+  }
+  // Sum of wa ln(m / a) + wb ln(m / b) over the pivots of the factors of a, b and their mix m:
+  // differences of logarithms of determinants that do not cancel where a and b are alike.
+  V log_pivots(V wa, V wb) {
+    require(H::factor(work, n, ld, norms, 0.0, nullptr));
+    V sum = S::zero();
+    for (int i = 0; i < n; ++i) {
+      const V m = S::load(H::at(work, ld, i, i));
+      sum = S::fma(wa, Math::log(m * S::load(inverse_a + i * L)), sum);
+      sum = S::fma(wb, Math::log(m * S::load(inverse_b + i * L)), sum);
+    }
+    return S::max(sum, S::zero());
+  }
+  V logdet() {
+    mix(S::set1(0.5), S::set1(0.5));
+    factor_both();
+    return log_pivots(S::set1(1), S::set1(1));
+  }
+  // -ln Q = (n + m) ln|pooled| - n ln|a| - m ln|b|
+  V likelihood_ratio(V looks_a, V looks_b) {
+    const V both = S::set1(1) / (looks_a + looks_b);
+    mix(looks_a * both, looks_b * both);
+    factor_both();
+    return log_pivots(looks_a + looks_a, looks_b + looks_b);
+  }
+  MAHAL_INLINE V inverse_looks(V looks_a, V looks_b) const {
+    const V one = S::set1(1);
+    return one / looks_a + one / looks_b - one / (looks_a + looks_b);
+  }
+  V wishart(V looks_a, V looks_b) {
+    const V rho = S::fnma(S::set1((2.0 * n * n - 1) / (6.0 * n)), inverse_looks(looks_a, looks_b),
+                          S::set1(1));
+    return (rho + rho) * likelihood_ratio(looks_a, looks_b);
+  }
+  V box_m(V looks_a, V looks_b) {
+    const double factor = (2.0 * n * n + 3.0 * n - 1) / (6.0 * (n + 1));
+    const V c = S::fnma(S::set1(factor), inverse_looks(looks_a, looks_b), S::set1(1));
+    return c * likelihood_ratio(looks_a, looks_b);
+  }
+
+  V hotelling_lawley() {
+    factor_both();
+    H::solve_lower(b, inverse_b, a, n, ld, work, ld);
+    V sum = S::zero();
+    for (int j = 0; j < n; ++j) sum = sum + H::square(H::at(work, ld, j, j), n - j);
+    return sum;
+  }
+
+  // Half the squared norm of E = L_A^-1 (A - B) L_B^-H, so that nothing cancels.
+  V symmetric_kl() {
+    double* difference = work;
+    double* e = work + matrix_doubles(n);
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j <= i; ++j) {
+        (Num::load(H::at(a, ld, i, j)) - Num::load(H::at(b, ld, i, j)))
+            .store(H::at(difference, ld, i, j));
+      }
+    }
+    factor_both();
+    V total = S::zero();
+    for (int i = 0; i < n; ++i) {
+      const V pivot = S::load(inverse_a + i * L);
+      for (int j = 0; j < n; ++j) {
+        Num sum = j <= i ? Num::load(H::at(difference, ld, i, j))
+                         : Num::load(H::at(difference, ld, j, i)).conj();
+        for (int k = 0; k < i; ++k) {
+          sum.sub_product(Num::load(H::at(a, ld, i, k)), Num::load(H::at(e, ld, k, j)));
+        }
+        sum.scaled(pivot).store(H::at(e, ld, i, j));
+      }
+    }
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j < n; ++j) {
+        Num sum = Num::load(H::at(e, ld, i, j));
+        for (int k = 0; k < j; ++k) {
+          sum.sub_conj(Num::load(H::at(e, ld, i, k)), Num::load(H::at(b, ld, j, k)));
+        }
+        sum = sum.scaled(S::load(inverse_b + j * L));
+        sum.store(H::at(e, ld, i, j));
+        total = sum.add_square(total);
+      }
+    }
+    return S::set1(0.5) * total;
+  }
+
+  // The eigenvalues of A^-1 B are the squared singular values of L_A^-1 L_B.
+  V affine_invariant() {
+    factor_both();
+    H::solve_lower(a, inverse_a, b, n, ld, work, ld);
+    require(H::jacobi(work, n, n, n, ld, norms));
+    V sum = S::zero();
+    for (int k = 0; k < n; ++k) {
+      const V l = Math::log(S::load(norms + k * L));
+      sum = S::fma(l, l, sum);
+    }
+    return sum;
+  }
+
+  V logeuclid() {
+    factor_both();
+    double* x = work;
+    double* y = work + matrix_doubles(n);
+    H::columns_of(a, n, ld, x, ld);
+    H::columns_of(b, n, ld, y, ld);
+    require(H::jacobi(x, n, n, n, ld, inverse_a));
+    require(H::jacobi(y, n, n, n, ld, inverse_b));
+    H::log_weights(inverse_a, n);
+    H::log_weights(inverse_b, n);
+    V sum = S::zero();
+    for (int i = 0; i < n; ++i) {
+      V off = S::zero();
+      for (int j = 0; j <= i; ++j) {
+        const Num d = H::weighted(x, ld, n, inverse_a, i, j, Num::zero()) -
+                      H::weighted(y, ld, n, inverse_b, i, j, Num::zero());
+        if (j < i) {
+          off = d.add_square(off);
+        } else {
+          sum = S::fma(d.v[0], d.v[0], sum);
+        }
+      }
+      sum = sum + (off + off);
+    }
+    return sum;
+  }
+
+  // With the singular value decomposition L_B^H L_A = U S V^H the squared distance is
+  // ||L_A V - L_B U||^2, the sum of squares behind tr A + tr B - 2 tr S.
+  V wasserstein() {
+    factor_both();
+    double* x = work;  // columns of L_B^H L_A, then those of L_A below them
+    const int x_ld = 2 * n;
+    for (int j = 0; j < n; ++j) {
+      for (int i = 0; i < n; ++i) {
+        Num sum = Num::zero();
+        for (int k = i > j ? i : j; k < n; ++k) {
+          sum.add_conj_first(Num::load(H::at(b, ld, k, i)), Num::load(H::at(a, ld, k, j)));
+        }
+        sum.store(H::at(x, x_ld, j, i));
+      }
+      for (int i = 0; i < n; ++i) {
+        const Num l = i < j ? Num::zero() : Num::load(H::at(a, ld, i, j));
+        l.store(H::at(x, x_ld, j, n + i));
+      }
+    }
+    require(H::jacobi(x, n, 2 * n, n, x_ld, norms));
+    V total = S::zero();
+    for (int k = 0; k < n; ++k) {
+      const V inverse = S::rsqrt(S::load(norms + k * L));
+      for (int i = 0; i < n; ++i) {
+        Num sum = Num::zero();
+        for (int j = 0; j <= i; ++j) {
+          sum.add_product(Num::load(H::at(b, ld, i, j)), Num::load(H::at(x, x_ld, k, j)));
+        }
+        total = (Num::load(H::at(x, x_ld, k, n + i)) - sum.scaled(inverse)).add_square(total);
+      }
+    }
+    return total;
+  }
+
+  // The score, of which the distances are squared first.
+  V squared_score(Metric metric, V looks_a, V looks_b) {
+    switch (metric) {
+      case Metric::frobenius:
+        return frobenius();
+      case Metric::logeuclid:
+        return logeuclid();
+      case Metric::affine_invariant:
+        return affine_invariant();
+      case Metric::logdet:
+        return logdet();
+      case Metric::wasserstein:
+        return wasserstein();
+      case Metric::symmetric_kl:
+        return symmetric_kl();
+      case Metric::hotelling_lawley:
+        return hotelling_lawley();
+      case Metric::wishart:
+        return wishart(looks_a, looks_b);
+      case Metric::box_m:
+        return box_m(looks_a, looks_b);
+    }
+    return S::zero();
+  }
+  V score(Metric metric, bool squared, V looks_a, V looks_b) {
+    const V result = squared_score(metric, looks_a, looks_b);
+    return squared || metric > Metric::wasserstein ? result : S::sqrt(result);
+  }
+};
+
+}  // namespace
+}  // namespace mahal

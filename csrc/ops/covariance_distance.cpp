@@ -1,0 +1,196 @@
+#include "mahal/covariance_distance.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "core/complex_dispatch.hpp"
+#include "core/scratch.hpp"
+#include "core/threads.hpp"
+#include "ops/covariance_distance_kernel.hpp"
+#include "ops/mean_covariance_kernel.hpp"
+
+namespace mahal {
+
+namespace {
+
+constexpr const char* op = "covariance_distance";
+
+void check_inputs(const CovarianceDistanceParams& params, const TensorView& a,
+                  const TensorView& b) {
+  check_field(op, "a", a);
+  check_field(op, "b", b);
+  check_same_dtype(op, "b", b, "a", a);
+  check_same_device(op, "b", b, "a", a);
+  if (a.rank < 2 || a.shape[a.rank - 1] != a.shape[a.rank - 2] || a.shape[a.rank - 1] == 0) {
+    throw_value_error(op, "a", "must have shape (..., p, p) with p > 0", shape_text(a));
+  }
+  if (a.rank != b.rank || !std::equal(a.shape, a.shape + a.rank, b.shape)) {
+    throw_value_error(op, "b", "must have the shape of a " + shape_text(a), shape_text(b));
+  }
+  if (params.metric == Metric::box_m && is_complex(a.dtype)) {
+    throw_type_error(op, "metric", "'box_m' is for real matrices, take 'wishart'",
+                     dtype_name(a.dtype));
+  }
+  if (params.metric == Metric::wishart || params.metric == Metric::box_m) {
+    const double least = std::min(params.looks_a, params.looks_b);
+    const double p = static_cast<double>(a.shape[a.rank - 1]);
+    if (!(least >= p) || !std::isfinite(params.looks_a + params.looks_b)) {
+      throw_value_error(op, "looks", "must be finite and at least p",
+                        std::to_string(least) + " for p = " + std::to_string(a.shape[a.rank - 1]));
+    }
+  }
+}
+
+// The axes before the matrices, joined where both arrays allow.
+struct Batch {
+  int rank = 0;
+  std::int64_t count = 1;
+  std::int64_t shape[max_rank], a_strides[max_rank], b_strides[max_rank];
+};
+
+Batch batch_of(const TensorView& a, const TensorView& b) {
+  Batch batch;
+  for (int axis = 0; axis + 2 < a.rank; ++axis) {
+    const std::int64_t n = a.shape[axis];
+    batch.count *= n;
+    if (n == 1) continue;
+    const int last = batch.rank - 1;
+    if (last >= 0 && batch.a_strides[last] == n * a.strides[axis] &&
+        batch.b_strides[last] == n * b.strides[axis]) {
+      batch.shape[last] *= n;
+      batch.a_strides[last] = a.strides[axis];
+      batch.b_strides[last] = b.strides[axis];
+    } else {
+      batch.shape[batch.rank] = n;
+      batch.a_strides[batch.rank] = a.strides[axis];
+      batch.b_strides[batch.rank++] = b.strides[axis];
+    }
+  }
+  return batch;
+}
+
+struct Offsets {
+  std::int64_t a, b;
+};
+Offsets offsets_of(const Batch& batch, std::int64_t index) {
+  Offsets at{0, 0};
+  for (int axis = batch.rank - 1; axis > 0; --axis) {
+    const std::int64_t k = index % batch.shape[axis];
+    index /= batch.shape[axis];
+    at.a += k * batch.a_strides[axis];
+    at.b += k * batch.b_strides[axis];
+  }
+  if (batch.rank > 0) {
+    at.a += index * batch.a_strides[0];
+    at.b += index * batch.b_strides[0];
+  }
+  return at;
+}
+
+std::size_t worker_bytes(const TensorView& a) {
+  const std::size_t bytes = dispatch_isa([&]<Isa I>() {
+    return CovarianceDistanceKernel<I>::scratch_bytes(static_cast<int>(a.shape[a.rank - 1]),
+                                                      is_complex(a.dtype));
+  });
+  return (bytes + 63) / 64 * 64;
+}
+
+// Keeps a task near 10^5 operations.
+std::int64_t packs_per_task(std::int64_t p) { return std::max<std::int64_t>(1, 8192 / (p * p)); }
+
+template <class T>
+bool lower_is_finite(const T* m, std::ptrdiff_t rows, std::ptrdiff_t cols, int n, int parts) {
+  for (int i = 0; i < n; ++i) {
+    for (int j = 0; j <= i; ++j) {
+      const T* element = m + i * rows + j * cols;
+      if (!std::isfinite(element[0])) return false;
+      if (parts == 2 && j < i && !std::isfinite(element[1])) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+std::size_t covariance_distance_workspace(const CovarianceDistanceParams& params,
+                                          const TensorView& a, const TensorView& b, int threads) {
+  check_inputs(params, a, b);
+  Scratch scratch;
+  scratch.take<char>(static_cast<std::int64_t>(worker_bytes(a)) * resolve_threads(op, threads));
+  return scratch.bytes();
+}
+
+void covariance_distance(const CovarianceDistanceParams& params, const TensorView& a,
+                         const TensorView& b, const TensorView& score, const TensorView& status,
+                         const Workspace& workspace, const Execution& execution) {
+  check_inputs(params, a, b);
+  check_given(op, "score", score);
+  check_given(op, "status", status);
+  const Batch batch = batch_of(a, b);
+  if (score.dtype != real_dtype(a.dtype) || element_count(score) != batch.count ||
+      !is_contiguous(score) || score.read_only) {
+    throw_value_error(op, "score", "must be contiguous and real with one element per pair",
+                      shape_text(score));
+  }
+  if (status.dtype != DType::u8 || element_count(status) != batch.count || !is_contiguous(status) ||
+      status.read_only) {
+    throw_value_error(op, "status", "must be uint8 with one element per pair", shape_text(status));
+  }
+  select_route(op, execution, a.device, false);
+  const int threads = resolve_threads(op, execution.threads);
+  check_workspace(op, workspace, covariance_distance_workspace(params, a, b, threads));
+  Scratch scratch(workspace);
+  const auto room = static_cast<std::int64_t>(worker_bytes(a));
+  char* memory = scratch.take<char>(room * threads);
+
+  dispatch_float(real_dtype(a.dtype), [&]<class T>() {
+    dispatch_isa([&]<Isa I>() {
+      const int lanes = CovarianceDistanceKernel<I>::lanes();
+      const int parts = is_complex(a.dtype) ? 2 : 1;
+      CovarianceDistanceBlock<T> common{};
+      common.n = static_cast<int>(a.shape[a.rank - 1]);
+      common.complex = parts == 2;
+      common.params = params;
+      common.tolerance = common.n * static_cast<double>(std::numeric_limits<T>::epsilon());
+      common.a_row_stride = parts * a.strides[a.rank - 2];
+      common.a_col_stride = parts * a.strides[a.rank - 1];
+      common.b_row_stride = parts * b.strides[b.rank - 2];
+      common.b_col_stride = parts * b.strides[b.rank - 1];
+      const T* const a_data = static_cast<const T*>(a.data);
+      const T* const b_data = static_cast<const T*>(b.data);
+      const std::int64_t packs = (batch.count + lanes - 1) / lanes;
+      const std::int64_t per_task = packs_per_task(common.n);
+      const std::int64_t tasks = (packs + per_task - 1) / per_task;
+      parallel_for(threads, tasks, [&](std::int64_t task, int worker) {
+        CovarianceDistanceBlock<T> block = common;
+        block.scratch = memory + worker * room;
+        const std::int64_t end = std::min(packs, (task + 1) * per_task);
+        for (std::int64_t pack = task * per_task; pack < end; ++pack) {
+          const std::int64_t first = pack * lanes;
+          block.count = static_cast<int>(std::min<std::int64_t>(lanes, batch.count - first));
+          for (int k = 0; k < lanes; ++k) {
+            const Offsets at = offsets_of(batch, first + std::min(k, block.count - 1));
+            block.a[k] = a_data + parts * at.a;
+            block.b[k] = b_data + parts * at.b;
+          }
+          block.score = static_cast<T*>(score.data) + first;
+          block.status = static_cast<std::uint8_t*>(status.data) + first;
+          CovarianceDistanceKernel<I>::run(block);
+          for (int k = 0; k < block.count; ++k) {
+            if (block.status[k] == status_ok && std::isfinite(block.score[k])) continue;
+            const bool finite =
+                lower_is_finite(block.a[k], block.a_row_stride, block.a_col_stride, block.n,
+                                parts) &&
+                lower_is_finite(block.b[k], block.b_row_stride, block.b_col_stride, block.n, parts);
+            if (block.status[k] == status_ok || !finite) block.status[k] = status_nonfinite;
+            block.score[k] = std::numeric_limits<T>::quiet_NaN();
+          }
+        }
+      });
+    });
+  });
+}
+
+}  // namespace mahal

@@ -1,0 +1,114 @@
+"""Slow float64 references of covariance distances and change maps, written to be read."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["covariance_distance", "pair_score"]
+
+Float64: TypeAlias = NDArray[np.float64]
+Field: TypeAlias = NDArray[Any]
+
+DISTANCES = ("frobenius", "logeuclid", "affine_invariant", "logdet", "wasserstein")
+"""The metrics that have a square."""
+
+
+def _function(a: Field, function: Any) -> Field:
+    """A function of a Hermitian matrix through its eigenvalues."""
+    values, vectors = np.linalg.eigh(a)
+    return np.asarray((vectors * function(values)) @ vectors.conj().T)
+
+
+def _logdet(a: Field) -> float:
+    return float(np.linalg.slogdet(a)[1])
+
+
+def _log_ratio(a: Field, b: Field, n: float, m: float) -> float:
+    """-ln Q = (n + m) ln|pooled| - n ln|A| - m ln|B|."""
+    pooled = (n * a + m * b) / (n + m)
+    return (n + m) * _logdet(pooled) - n * _logdet(a) - m * _logdet(b)
+
+
+def pair_score(a: Field, b: Field, metric: str, squared: bool, n: float, m: float) -> float:
+    """Score of one pair of positive definite matrices by the textbook formula.
+
+    Parameters
+    ----------
+    a, b : (p, p) array
+        Real symmetric or Hermitian.
+    metric, squared
+        As in `mahal.covariance_distance`.
+    n, m : float
+        Looks.
+
+    Returns
+    -------
+    float
+    """
+    p = len(a)
+    square: float
+    if metric == "frobenius":
+        square = float((np.abs(a - b) ** 2).sum())
+    elif metric == "logeuclid":
+        square = float((np.abs(_function(a, np.log) - _function(b, np.log)) ** 2).sum())
+    elif metric == "affine_invariant":
+        whiten = _function(a, lambda v: v**-0.5)
+        square = float((np.log(np.linalg.eigvalsh(whiten @ b @ whiten)) ** 2).sum())
+    elif metric == "logdet":
+        square = _logdet((a + b) / 2) - (_logdet(a) + _logdet(b)) / 2
+    elif metric == "wasserstein":
+        root = _function(b, np.sqrt)
+        middle = np.sqrt(np.linalg.eigvalsh(root @ a @ root)).sum()
+        square = float(np.trace(a).real + np.trace(b).real - 2 * middle)
+    elif metric == "symmetric_kl":
+        both = np.linalg.solve(a, b) + np.linalg.solve(b, a)
+        return float(np.trace(both).real / 2 - p)
+    elif metric == "hotelling_lawley":
+        return float(np.trace(np.linalg.solve(b, a)).real)
+    elif metric == "wishart":
+        rho = 1 - (2 * p * p - 1) / (6 * p) * (1 / n + 1 / m - 1 / (n + m))
+        return 2 * rho * _log_ratio(a, b, n, m)
+    elif metric == "box_m":
+        share = (2 * p * p + 3 * p - 1) / (6 * (p + 1))
+        return (1 - share * (1 / n + 1 / m - 1 / (n + m))) * _log_ratio(a, b, n, m)
+    else:
+        raise ValueError(f"pair_score: metric: must be known, got {metric!r}")
+    square = max(square, 0.0)
+    return square if squared else square**0.5
+
+
+def covariance_distance(
+    a: ArrayLike,
+    b: ArrayLike,
+    metric: str = "frobenius",
+    *,
+    squared: bool = False,
+    looks: float | tuple[float, float] | None = None,
+) -> Float64:
+    """Reference of `mahal.covariance_distance` for matrices that are positive definite.
+
+    Parameters
+    ----------
+    a, b : (..., p, p) arrays
+    metric, squared, looks
+        As there.
+
+    Returns
+    -------
+    (...,) float64 array
+    """
+    first, second = np.asarray(a), np.asarray(b)
+    kind = complex if first.dtype.kind == "c" else float
+    first, second = first.astype(kind), second.astype(kind)
+    batch = np.broadcast_shapes(first.shape[:-2], second.shape[:-2])
+    size = first.shape[-2:]
+    first = np.broadcast_to(first, (*batch, *size))
+    second = np.broadcast_to(second, (*batch, *size))
+    n, m = looks if isinstance(looks, tuple) else (looks or 1.0, looks or 1.0)
+    score = np.zeros(batch)
+    for at in np.ndindex(*batch):
+        score[at] = pair_score(first[at], second[at], metric, squared, n, m)
+    return score
