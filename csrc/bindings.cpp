@@ -11,6 +11,7 @@
 #include "array_caster.hpp"
 #include "core/checks.hpp"
 #include "core/threads.hpp"
+#include "mahal/change_map.hpp"
 #include "mahal/cholesky.hpp"
 #include "mahal/context.hpp"
 #include "mahal/covariance_distance.hpp"
@@ -265,6 +266,41 @@ void covariance_distance(const Array& a, const Array& b, const Array& score, con
                              workspace_of(workspace), execution_of(threads, stream));
 }
 
+struct ChangeMap {
+  mahal::ChangeMapParams params;
+
+  ChangeMap(const std::string& metric, int window, const std::string& border, bool squared,
+            bool center, int ddof, bool channel_divisor) {
+    params.metric = metric_from_name("change_map", metric);
+    params.window = window;
+    params.border = border == "clip"      ? mahal::MapBorder::clip
+                    : border == "shift"   ? mahal::MapBorder::shift
+                    : border == "reflect" ? mahal::MapBorder::reflect
+                                          : mahal::MapBorder::valid;
+    params.squared = squared;
+    params.center = center;
+    params.ddof = ddof;
+    params.channel_divisor = channel_divisor;
+  }
+};
+
+std::size_t change_map_workspace(const Array& first, const Array& second, const std::string& metric,
+                                 int window, const std::string& border, bool squared, bool center,
+                                 int ddof, bool channel_divisor, int threads) {
+  const ChangeMap call(metric, window, border, squared, center, ddof, channel_divisor);
+  return mahal::change_map_workspace(call.params, first, second, threads);
+}
+
+void change_map(const Array& first, const Array& second, const Array& mask, const Array& score,
+                const Array& status, const Array& workspace, const std::string& metric, int window,
+                const std::string& border, bool squared, bool center, int ddof,
+                bool channel_divisor, int threads, std::uintptr_t stream) {
+  const ChangeMap call(metric, window, border, squared, center, ddof, channel_divisor);
+  const Unlock unlock;
+  mahal::change_map(call.params, first, second, mask, score, status, workspace_of(workspace),
+                    execution_of(threads, stream));
+}
+
 std::size_t whiten_workspace(const Array& x, int threads) {
   return mahal::whiten_workspace(x, threads);
 }
@@ -439,6 +475,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("local_covariance", &local_covariance);
   m.def("cholesky_workspace", &cholesky_workspace);
   m.def("cholesky", &cholesky);
+  m.def("change_map_workspace", &change_map_workspace);
+  m.def("change_map", &change_map);
   m.def("covariance_distance_workspace", &covariance_distance_workspace);
   m.def("covariance_distance", &covariance_distance);
   m.def("whiten_workspace", &whiten_workspace);

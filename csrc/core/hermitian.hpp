@@ -59,7 +59,7 @@ struct Number {
     for (int c = 0; c < C; ++c) sum = S::fma(v[c], v[c], sum);
     return sum;
   }
-  // += a b, -= a b, -= a conj(b), += conj(a) b
+  // += a b, -= a b, -= a conj(b), += conj(a) b, -= conj(a) b
   MAHAL_INLINE void add_product(const Number& a, const Number& b) {
     v[0] = S::fma(a.v[0], b.v[0], v[0]);
     if constexpr (C == 2) {
@@ -86,6 +86,13 @@ struct Number {
     if constexpr (C == 2) {
       v[0] = S::fma(a.v[1], b.v[1], v[0]);
       v[1] = S::fma(a.v[0], b.v[1], S::fnma(a.v[1], b.v[0], v[1]));
+    }
+  }
+  MAHAL_INLINE void sub_conj_first(const Number& a, const Number& b) {
+    v[0] = S::fnma(a.v[0], b.v[0], v[0]);
+    if constexpr (C == 2) {
+      v[0] = S::fnma(a.v[1], b.v[1], v[0]);
+      v[1] = S::fnma(a.v[0], b.v[1], S::fma(a.v[1], b.v[0], v[1]));
     }
   }
 };
@@ -207,7 +214,9 @@ struct Hermitian {
                          Math::rough_reciprocal(Math::abs(b) + h);
           const V t = wanted ? turn : S::zero();
           const Num tan = g.scaled(t);
-          const V cosine = Math::near_one_rsqrt(tan.add_square(S::set1(1)));
+          // Lanes that stand still stay as they are, to the bit.
+          const V cosine =
+              wanted ? Math::near_one_rsqrt(tan.add_square(S::set1(1))) : S::set1(1);
           const Num sine = tan.scaled(cosine);
           S::store(norms + p * L, S::fnma(t, size, alpha));
           S::store(norms + q * L, S::fma(t, size, beta));

@@ -8,6 +8,7 @@ from typing import Any
 from mahal import _core
 from mahal._arrays import ConvergenceWarning, SingularError, SingularWarning
 from mahal._info import info
+from mahal.ops.change_map import change_map
 from mahal.ops.cholesky import cholesky
 from mahal.ops.covariance_distance import covariance_distance
 from mahal.ops.local_covariance import local_covariance
@@ -30,6 +31,7 @@ __all__ = [
     "__version__",
     "ace",
     "cem",
+    "change_map",
     "cholesky",
     "covariance_distance",
     "info",

@@ -57,6 +57,35 @@ def local_covariance(
     threads: int,
     stream: int,
 ) -> None: ...
+def change_map_workspace(
+    first: Any,
+    second: Any,
+    metric: str,
+    window: int,
+    border: str,
+    squared: bool,
+    center: bool,
+    ddof: int,
+    channel_divisor: bool,
+    threads: int,
+) -> int: ...
+def change_map(
+    first: Any,
+    second: Any,
+    mask: Any,
+    score: Any,
+    status: Any,
+    workspace: Any,
+    metric: str,
+    window: int,
+    border: str,
+    squared: bool,
+    center: bool,
+    ddof: int,
+    channel_divisor: bool,
+    threads: int,
+    stream: int,
+) -> None: ...
 def cholesky_workspace(a: Any, threads: int) -> int: ...
 def cholesky(
     a: Any, factor: Any, status: Any, workspace: Any, loading: float, threads: int, stream: int

@@ -7,13 +7,25 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["covariance_distance", "pair_score"]
+from mahal.testing.reference import (
+    MASKED,
+    NON_FINITE,
+    OK,
+    SINGULAR,
+    TOO_FEW_SAMPLES,
+    ring_indices,
+)
+
+__all__ = ["change_map", "covariance_distance", "pair_score"]
 
 Float64: TypeAlias = NDArray[np.float64]
 Field: TypeAlias = NDArray[Any]
 
 DISTANCES = ("frobenius", "logeuclid", "affine_invariant", "logdet", "wasserstein")
 """The metrics that have a square."""
+
+CHANGE_PIVOT = 1e-10
+"""Smallest pivot of a window's covariance in `change_map`, relative to its variance."""
 
 
 def _function(a: Field, function: Any) -> Field:
@@ -112,3 +124,95 @@ def covariance_distance(
     for at in np.ndindex(*batch):
         score[at] = pair_score(first[at], second[at], metric, squared, n, m)
     return score
+
+
+def _window(
+    row: int, col: int, rows: int, cols: int, side: int, border: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Rows and columns of the window of one pixel, None where ``valid`` has none."""
+    half = side // 2
+    if border == "clip":
+        return (
+            np.arange(max(row - half, 0), min(row + half + 1, rows)),
+            np.arange(max(col - half, 0), min(col + half + 1, cols)),
+        )
+    indices = ring_indices(row, col, rows, cols, side, border)
+    if indices is None:
+        return None
+    square = indices.reshape(side, side)
+    return square[:, 0] // cols, square[0] % cols
+
+
+def _second_moments(x: Field, center: bool, divisor: float) -> Field:
+    """Of (n, channels) samples, ``E x x^H``; relative to the first sample where centred."""
+    if center:
+        x = x - x[0]
+        x = x - x.mean(axis=0)
+    return np.asarray(x.T @ x.conj() / divisor)
+
+
+def change_map(
+    first: ArrayLike,
+    second: ArrayLike,
+    window: int,
+    *,
+    metric: str = "frobenius",
+    squared: bool = True,
+    center: bool = True,
+    ddof: int | None = None,
+    border: str = "clip",
+    mask: ArrayLike | None = None,
+    compat: str | None = None,
+) -> tuple[Float64, NDArray[np.uint8]]:
+    """Reference of `mahal.change_map`: one window after the other.
+
+    Parameters
+    ----------
+    first, second, window, metric, squared, center, ddof, border, mask, compat
+        As there.
+
+    Returns
+    -------
+    score : (rows, cols) float64 array
+    status : (rows, cols) uint8 array
+    """
+    images = [np.asarray(image) for image in (first, second)]
+    kind = complex if images[0].dtype.kind == "c" else float
+    images = [image.reshape(*image.shape[:2], -1).astype(kind) for image in images]
+    rows, cols, channels = images[0].shape
+    used = np.ones((rows, cols), dtype=bool) if mask is None else np.asarray(mask)
+    degrees = (1 if center else 0) if ddof is None else ddof
+    score = np.full((rows, cols), np.nan)
+    status = np.full((rows, cols), MASKED, dtype=np.uint8)
+    for row, col in np.ndindex(rows, cols):
+        where = _window(row, col, rows, cols, window, border)
+        if where is None:
+            continue
+        grid = np.ix_(*where)
+        x, y = (image[grid][used[grid]] for image in images)
+        n = len(x)
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            status[row, col] = NON_FINITE
+            continue
+        if n <= (0 if compat else degrees):
+            status[row, col] = TOO_FEW_SAMPLES
+            continue
+        divisor = channels - 1 if compat else n - degrees
+        a, b = (_second_moments(z, center, divisor) for z in (x, y))
+        if metric != "frobenius" and not all(_regular(z) for z in (a, b)):
+            status[row, col] = SINGULAR
+            continue
+        looks = n - 1 if center else n
+        score[row, col] = pair_score(a, b, metric, squared, looks, looks)
+        status[row, col] = OK
+    return score, status
+
+
+def _regular(a: Field) -> bool:
+    """Whether all pivots exceed their share of the variances."""
+    variances = np.diagonal(a).real
+    if not (variances > 0).all():
+        return False
+    root = np.sqrt(variances)
+    values = np.linalg.eigvalsh(a / root[:, None] / root)
+    return bool(values[0] > CHANGE_PIVOT)
