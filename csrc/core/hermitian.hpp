@@ -174,68 +174,128 @@ struct Hermitian {
     }
   }
 
-  // Turns pairs of the n columns of x (`rows` entries, the first `dotted` of which count) until
-  // all are orthogonal, and gives their squared norms: one-sided Jacobi, which finds small
-  // singular values as exactly as large ones. Pairs (p, q) with one p + q modulo n are disjoint;
-  // this order is equivalent to the one by rows, which converges (Luk and Park, 1989). Returns
-  // 1 in the lanes that got there, -1 in others.
-  __attribute__((noinline)) static V jacobi(double* x, int n, int rows, int dotted, int ld,
-                                            double* norms) {
+  // Turns pairs of the n columns of every matrix x (`rows` entries, the first `dotted` of which
+  // count) until all are orthogonal, and gives their squared norms: one-sided Jacobi, which finds
+  // small singular values as exactly as large ones. Pairs (p, q) with one p + q modulo n are
+  // disjoint; this order is equivalent to the one by rows, which converges (Luk and Park, 1989).
+  // Pairs are worked on in groups, as every angle is a long chain of operations. Matrices follow
+  // each other `step` elements apart. Returns 1 in the lanes that got there, -1 in others.
+  template <int Matrices>
+  __attribute__((noinline)) static V jacobi(double* x, std::ptrdiff_t step, int n, int rows,
+                                            int dotted, int ld, double* norms) {
     constexpr int most_sweeps = 60;
     const double smallest = 2.3e-16 * dotted;
     const V bound = S::set1(smallest * smallest);
-    bool turning = true;
+    Pairs pairs;
     V left = S::zero();
-    for (int sweep = 0; sweep < most_sweeps && turning; ++sweep) {
-      turning = false;
+    for (int sweep = 0; sweep < most_sweeps; ++sweep) {
       left = S::zero();
-      for (int k = 0; k < n; ++k) S::store(norms + k * L, square(at(x, ld, k, 0), dotted));
+      take_norms<Matrices>(x, step, n, dotted, ld, norms);
       for (int r = 0; r < n; ++r) {
+        pairs.count = 0;
         for (int p = 0; p < n; ++p) {
           const int q = r >= p ? r - p : r - p + n;
           if (p >= q) continue;
-          double* xp = at(x, ld, p, 0);
-          double* xq = at(x, ld, q, 0);
-          const Num g = dot(xp, xq, dotted);
-          const V alpha = S::load(norms + p * L);
-          const V beta = S::load(norms + q * L);
-          const V size = g.add_square(S::zero());
-          const V limit = bound * alpha * beta;
-          if (__builtin_expect(!S::any_greater(size, limit), 0)) continue;
-          turning = true;
-          const auto wanted = size > limit;
-          left = wanted ? S::set1(1) : left;
-          // tan of the angle, 2 g / (b + sign(b) sqrt(b^2 + 4 |g|^2)) with b = beta - alpha.
-          const V b = beta - alpha;
-          const V four = S::set1(4);
-          const V h2 = S::fma(b, b, four * size);
-          const V h = h2 * Math::rough_rsqrt(h2);
-          const V turn = (b < S::zero() ? S::set1(-2) : S::set1(2)) *
-                         Math::rough_reciprocal(Math::abs(b) + h);
-          const V t = wanted ? turn : S::zero();
-          const Num tan = g.scaled(t);
-          // Lanes that stand still stay as they are, to the bit.
-          const V cosine =
-              wanted ? Math::near_one_rsqrt(tan.add_square(S::set1(1))) : S::set1(1);
-          const Num sine = tan.scaled(cosine);
-          S::store(norms + p * L, S::fnma(t, size, alpha));
-          S::store(norms + q * L, S::fma(t, size, beta));
-          const Num minus = Num::zero() - sine.conj();
-          for (int i = 0; i < rows; ++i) {
-            const Num u = Num::load(xp + i * (C * L));
-            const Num w = Num::load(xq + i * (C * L));
-            Num first = u.scaled(cosine);
-            Num second = w.scaled(cosine);
-            first.add_product(minus, w);
-            second.add_product(sine, u);
-            first.store(xp + i * (C * L));
-            second.store(xq + i * (C * L));
+          for (int m = 0; m < Matrices; ++m) {
+            double* one = x + m * step;
+            pairs.add(at(one, ld, p, 0), at(one, ld, q, 0), norms + (m * n + p) * L,
+                      norms + (m * n + q) * L);
           }
+          if (pairs.count + Matrices > Pairs::most) left = turn(pairs, rows, dotted, bound, left);
         }
+        left = turn(pairs, rows, dotted, bound, left);
+      }
+      if (!S::any_greater(left, S::zero())) break;
+    }
+    take_norms<Matrices>(x, step, n, dotted, ld, norms);
+    return left > S::zero() ? S::set1(-1) : S::set1(1);
+  }
+
+  template <int Matrices>
+  static MAHAL_INLINE void take_norms(const double* x, std::ptrdiff_t step, int n, int dotted,
+                                      int ld, double* norms) {
+    for (int m = 0; m < Matrices; ++m) {
+      for (int k = 0; k < n; ++k) {
+        S::store(norms + (m * n + k) * L, square(at(x + m * step, ld, k, 0), dotted));
       }
     }
-    for (int k = 0; k < n; ++k) S::store(norms + k * L, square(at(x, ld, k, 0), dotted));
-    return left > S::zero() ? S::set1(-1) : S::set1(1);
+  }
+
+  // Disjoint pairs of columns, their scalar products, and then the rotations.
+  struct Pairs {
+    static constexpr int most = 8;
+    int count;
+    double* x[most];
+    double* y[most];
+    double* x_norm[most];
+    double* y_norm[most];
+    bool turning[most];
+    Num sine[most];
+    V cosine[most];
+
+    MAHAL_INLINE void add(double* first, double* second, double* norm, double* other) {
+      x[count] = first;
+      y[count] = second;
+      x_norm[count] = norm;
+      y_norm[count++] = other;
+    }
+  };
+
+  // Makes the pairs orthogonal and forgets them. Returns `left` with 1 where a lane was turned.
+  static MAHAL_INLINE V turn(Pairs& pairs, int rows, int dotted, V bound, V left) {
+    const int count = pairs.count;
+    pairs.count = 0;
+    bool any = false;
+    for (int k = 0; k < count; ++k) {
+      const Num g = dot(pairs.x[k], pairs.y[k], dotted);
+      const V limit = bound * S::load(pairs.x_norm[k]) * S::load(pairs.y_norm[k]);
+      pairs.sine[k] = g;
+      pairs.turning[k] = S::any_greater(g.add_square(S::zero()), limit);
+      any |= pairs.turning[k];
+    }
+    if (!any) return left;
+    for (int k = 0; k < count; ++k) {
+      const Num g = pairs.sine[k];
+      const V alpha = S::load(pairs.x_norm[k]);
+      const V beta = S::load(pairs.y_norm[k]);
+      const V size = g.add_square(S::zero());
+      const auto wanted = size > bound * alpha * beta;
+      left = wanted ? S::set1(1) : left;
+      // The tangent of the angle is 2 g / (b + sign(b) sqrt(b^2 + 4 |g|^2)), b = beta - alpha.
+      const V b = beta - alpha;
+      const V h2 = S::fma(b, b, S::set1(4) * size);
+      const V h = h2 * Math::rough_rsqrt(h2);
+      const V slope = (b < S::zero() ? S::set1(-2) : S::set1(2)) *
+                      Math::rough_reciprocal(Math::abs(b) + h);
+      const V t = wanted ? slope : S::zero();
+      const Num tangent = g.scaled(t);
+      // Lanes that stand still stay as they are, to the bit.
+      const V cosine =
+          wanted ? Math::inverse_root(tangent.add_square(S::set1(1))) : S::set1(1);
+      pairs.cosine[k] = cosine;
+      pairs.sine[k] = tangent.scaled(cosine);
+      S::store(pairs.x_norm[k], S::fnma(t, size, alpha));
+      S::store(pairs.y_norm[k], S::fma(t, size, beta));
+    }
+    for (int k = 0; k < count; ++k) {
+      if (!pairs.turning[k]) continue;
+      double* x = pairs.x[k];
+      double* y = pairs.y[k];
+      const V cosine = pairs.cosine[k];
+      const Num sine = pairs.sine[k];
+      const Num minus = Num::zero() - sine.conj();
+      for (int i = 0; i < rows; ++i) {
+        const Num u = Num::load(x + i * (C * L));
+        const Num w = Num::load(y + i * (C * L));
+        Num first = u.scaled(cosine);
+        Num second = w.scaled(cosine);
+        first.add_product(minus, w);
+        second.add_product(sine, u);
+        first.store(x + i * (C * L));
+        second.store(y + i * (C * L));
+      }
+    }
+    return left;
   }
 
   // Factor l of A to the columns that `jacobi` turns into sqrt(lambda_k) u_k.
@@ -244,16 +304,6 @@ struct Hermitian {
       for (int i = 0; i < j; ++i) Num::zero().store(at(x, x_ld, j, i));
       for (int i = j; i < n; ++i) Num::load(at(l, ld, i, j)).store(at(x, x_ld, j, i));
     }
-  }
-
-  // sum += weight_k x_ik conj(x_jk) over the columns k.
-  static MAHAL_INLINE Num weighted(const double* x, int x_ld, int n, const double* weights, int i,
-                                   int j, Num sum) {
-    for (int k = 0; k < n; ++k) {
-      const Num u = Num::load(at(x, x_ld, k, i)).scaled(S::load(weights + k * L));
-      sum.add_conj_first(Num::load(at(x, x_ld, k, j)), u);
-    }
-    return sum;
   }
 
   // norms lambda_k to the weights ln(lambda_k) / lambda_k of the logarithm of A.

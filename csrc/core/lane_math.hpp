@@ -54,8 +54,8 @@ struct LaneMath {
 #endif
     return S::set1(1) / x;
   }
-  // 1 / sqrt(x) within 2 ulp, for x near 1.
-  static MAHAL_INLINE V near_one_rsqrt(V x) {
+  // 1 / sqrt(x) within 2 ulp.
+  static MAHAL_INLINE V inverse_root(V x) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(V) == 64) {
       const V y = rough_rsqrt(x);

@@ -1,7 +1,7 @@
 // Scores of pairs of small covariance matrices, one pair per float64 lane. Kernel side.
 #pragma once
 
-#include "core/hermitian.hpp"
+#include "core/hermitian_eigen.hpp"
 #include "mahal/covariance_distance.hpp"
 
 namespace mahal {
@@ -19,10 +19,11 @@ struct PairMetric {
   int ld;
   double* a;  // lower triangles, which are overwritten
   double* b;
-  double* work;  // two matrices
+  double* work;  // four matrices
   double* inverse_a;
   double* inverse_b;
   double* norms;
+  double* eigen;
   double tolerance;       // of the Cholesky factors
   const double* scale_a;  // likewise; may be null
   const double* scale_b;
@@ -32,16 +33,18 @@ struct PairMetric {
     return static_cast<std::ptrdiff_t>(n) * lane_leading(n) * (C * L);
   }
   static std::ptrdiff_t scratch_doubles(int n) {
-    return 4 * matrix_doubles(n) + 3 * static_cast<std::ptrdiff_t>(n) * L;
+    return 6 * matrix_doubles(n) + 3 * static_cast<std::ptrdiff_t>(n) * L +
+           Eigen<S, C>::template scratch_doubles<2>(n);
   }
   MAHAL_INLINE PairMetric(int size, double* scratch, double smallest_pivot)
       : n(size), ld(lane_leading(size)), tolerance(smallest_pivot) {
     a = scratch;
     b = a + matrix_doubles(n);
     work = b + matrix_doubles(n);
-    inverse_a = work + 2 * matrix_doubles(n);
+    inverse_a = work + 4 * matrix_doubles(n);
     inverse_b = inverse_a + n * L;
     norms = inverse_b + n * L;
+    eigen = norms + n * L;
     scale_a = nullptr;
     scale_b = nullptr;
     margin = S::set1(1);
@@ -163,35 +166,79 @@ struct PairMetric {
     return S::set1(0.5) * total;
   }
 
-  // The eigenvalues of A^-1 B are the squared singular values of L_A^-1 L_B.
-  V affine_invariant() {
-    factor_both();
-    H::solve_lower(a, inverse_a, b, n, ld, work, ld);
-    require(H::jacobi(work, n, n, n, ld, norms));
+  // Eigenvalues that the QL algorithm finds exactly enough: it is exact relative to the largest.
+  using Mask = typename Math::W;
+  static MAHAL_INLINE Mask well_found(const double* values, int n, V converged) {
+    V least = S::load(values);
+    V most = least;
+    for (int k = 1; k < n; ++k) {
+      least = S::min(least, S::load(values + k * L));
+      most = S::max(most, S::load(values + k * L));
+    }
+    return (least > most * S::set1(1e-6)) & (converged > S::zero());
+  }
+  // Whether a regular pair needs the slower way.
+  MAHAL_INLINE bool any_left(Mask found) const {
+    return S::any_greater(found ? S::zero() : margin, S::zero());
+  }
+
+  static V log_norm(const double* values, int n) {
     V sum = S::zero();
     for (int k = 0; k < n; ++k) {
-      const V l = Math::log(S::load(norms + k * L));
+      const V l = Math::log(S::load(values + k * L));
       sum = S::fma(l, l, sum);
     }
     return sum;
   }
-
-  V logeuclid() {
+  // The eigenvalues of A^-1 B are those of M M^H with M = L_A^-1 L_B, and the squared singular
+  // values of M.
+  V affine_invariant() {
     factor_both();
-    double* x = work;
-    double* y = work + matrix_doubles(n);
-    H::columns_of(a, n, ld, x, ld);
-    H::columns_of(b, n, ld, y, ld);
-    require(H::jacobi(x, n, n, n, ld, inverse_a));
-    require(H::jacobi(y, n, n, n, ld, inverse_b));
-    H::log_weights(inverse_a, n);
-    H::log_weights(inverse_b, n);
+    H::solve_lower(a, inverse_a, b, n, ld, work, ld);
+    double* product = work + matrix_doubles(n);
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j <= i; ++j) {
+        Num sum = Num::zero();
+        for (int k = 0; k <= j; ++k) {
+          sum.add_conj_first(Num::load(H::at(work, ld, k, j)), Num::load(H::at(work, ld, k, i)));
+        }
+        sum.store(H::at(product, ld, i, j));
+      }
+    }
+    const V converged =
+        Eigen<S, C>::template decompose<false, 1>(product, 0, n, ld, norms, nullptr, eigen);
+    const Mask found = well_found(norms, n, converged);
+    const V sum = log_norm(norms, n);
+    if (!any_left(found)) return sum;
+    const V turned = H::template jacobi<1>(work, 0, n, n, n, ld, norms);
+    require(found ? S::set1(1) : turned);
+    return found ? sum : log_norm(norms, n);
+  }
+
+  // ||sum_k w_k x_k x_k^H - sum_k v_k y_k y_k^H||^2, for n columns x_k and n columns y_k behind
+  // them, with as many weights; `scaled` is room for as much.
+  V log_difference(const double* x, const double* weights, double* scaled) const {
+    const std::ptrdiff_t size = matrix_doubles(n);
+    for (int k = 0; k < 2 * n; ++k) {
+      const V weight = S::load(weights + k * L);
+      const std::ptrdiff_t column = (k < n ? 0 : size) + k % n * static_cast<std::ptrdiff_t>(ld) * C * L;
+      for (int i = 0; i < n * C; ++i) {
+        S::store(scaled + column + i * L, S::load(x + column + i * L) * weight);
+      }
+    }
     V sum = S::zero();
     for (int i = 0; i < n; ++i) {
       V off = S::zero();
       for (int j = 0; j <= i; ++j) {
-        const Num d = H::weighted(x, ld, n, inverse_a, i, j, Num::zero()) -
-                      H::weighted(y, ld, n, inverse_b, i, j, Num::zero());
+        Num first = Num::zero();
+        Num second = Num::zero();
+        const double* xi = H::at(scaled, ld, 0, i);
+        const double* xj = H::at(x, ld, 0, j);
+        for (int k = 0; k < n; ++k, xi += ld * C * L, xj += ld * C * L) {
+          first.add_conj_first(Num::load(xj), Num::load(xi));
+          second.add_conj_first(Num::load(xj + size), Num::load(xi + size));
+        }
+        const Num d = first - second;
         if (j < i) {
           off = d.add_square(off);
         } else {
@@ -201,6 +248,35 @@ struct PairMetric {
       sum = sum + (off + off);
     }
     return sum;
+  }
+  V logeuclid() {
+    const std::ptrdiff_t size = matrix_doubles(n);
+    double* const vectors = work + 2 * size;
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j <= i; ++j) {
+        Num::load(H::at(a, ld, i, j)).store(H::at(work, ld, i, j));
+        Num::load(H::at(b, ld, i, j)).store(H::at(work + size, ld, i, j));
+      }
+    }
+    factor_both();
+    // The reciprocal pivots, no longer needed, lie one after the other.
+    double* const weights = inverse_a;
+    const V converged =
+        Eigen<S, C>::template decompose<true, 2>(work, size, n, ld, weights, vectors, eigen);
+    const Mask found =
+        well_found(weights, n, converged) & well_found(weights + n * L, n, converged);
+    for (int k = 0; k < 2 * n; ++k) {
+      S::store(weights + k * L, Math::log(S::load(weights + k * L)));
+    }
+    const V sum = log_difference(vectors, weights, work);
+    if (!any_left(found)) return sum;
+    // Jacobi rotations turn the factors into columns sqrt(lambda_k) u_k.
+    H::columns_of(a, n, ld, work, ld);
+    H::columns_of(b, n, ld, work + size, ld);
+    const V turned = H::template jacobi<2>(work, size, n, n, n, ld, weights);
+    require(found ? S::set1(1) : turned);
+    H::log_weights(weights, 2 * n);
+    return found ? sum : log_difference(work, weights, vectors);
   }
 
   // With the singular value decomposition L_B^H L_A = U S V^H the squared distance is
@@ -222,7 +298,7 @@ struct PairMetric {
         l.store(H::at(x, x_ld, j, n + i));
       }
     }
-    require(H::jacobi(x, n, 2 * n, n, x_ld, norms));
+    require(H::template jacobi<1>(x, 0, n, 2 * n, n, x_ld, norms));
     V total = S::zero();
     for (int k = 0; k < n; ++k) {
       const V inverse = S::rsqrt(S::load(norms + k * L));

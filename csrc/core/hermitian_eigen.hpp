@@ -1,0 +1,317 @@
+// Eigenvalues and eigenvectors of small symmetric and Hermitian matrices, one per float64 lane:
+// Householder tridiagonalisation and the implicit QL algorithm (Bowdler, Martin, Reinsch and
+// Wilkinson, Numer. Math. 11, 1968). Exact relative to the norm of a matrix; Hermitian::jacobi is
+// slower and exact relative to every eigenvalue. Kernel side.
+#pragma once
+
+#include "core/hermitian.hpp"
+
+namespace mahal {
+namespace {
+
+template <class S, int C>
+struct Eigen {
+  using V = typename S::V;
+  using Num = Number<S, C>;
+  using H = Hermitian<S, C>;
+  using Math = LaneMath<S>;
+  static constexpr int L = S::lanes;
+
+  // Doubles of scratch memory beside the matrix and its eigenvectors.
+  template <int Matrices>
+  static std::ptrdiff_t scratch_doubles(int n) {
+    return static_cast<std::ptrdiff_t>(n) * (Matrices + 2 * (C > Matrices ? C : Matrices)) * L;
+  }
+
+  // a: lower triangles of so many matrices per lane, `step` elements apart, overwritten; values: n
+  // for each; vectors: n columns for each, `ld` elements apart like the rows of a, or unused.
+  // Returns 1 in the lanes that converged, -1 in others.
+  template <bool Vectors, int Matrices>
+  __attribute__((noinline)) static V decompose(double* a, std::ptrdiff_t step, int n, int ld,
+                                               double* values, double* vectors, double* scratch) {
+    double* e = scratch;  // real off-diagonals
+    double* phases = e + Matrices * n * L;
+    double* p = phases + static_cast<std::ptrdiff_t>(n) * C * L;
+    V traces[Matrices];
+    for (int m = 0; m < Matrices; ++m, a += step) {
+      // Entries of order one: no square can leave the range.
+      V trace = S::zero();
+      for (int i = 0; i < n; ++i) trace = trace + Math::abs(S::load(H::at(a, ld, i, i)));
+      traces[m] = trace;
+      const V unit = S::set1(1) / trace;
+      for (int i = 0; i < n; ++i) {
+        for (int j = 0; j <= i; ++j) {
+          Num::load(H::at(a, ld, i, j)).scaled(unit).store(H::at(a, ld, i, j));
+        }
+      }
+      tridiagonalise(a, n, ld, values + m * n * L, e + m * n * L, phases, p);
+      if constexpr (Vectors) form_vectors(a, n, ld, phases, vectors + m * step);
+    }
+    const V done = iterate<Vectors, Matrices>(values, e, n, ld, vectors, step, phases);
+    for (int m = 0; m < Matrices; ++m) {
+      for (int i = m * n; i < (m + 1) * n; ++i) {
+        S::store(values + i * L, S::load(values + i * L) * traces[m]);
+      }
+    }
+    return done;
+  }
+
+  // Reflections H_k = I - beta_k v v^H, with v below the diagonal of column k and beta_k on it.
+  // Off-diagonal entries become real by unit phases of the columns.
+  static void tridiagonalise(double* a, int n, int ld, double* d, double* e, double* phases,
+                             double* p) {
+    Num phase = Num::real(S::set1(1));
+    phase.store(phases);
+    for (int k = 0; k + 1 < n; ++k) {
+      S::store(d + k * L, S::load(H::at(a, ld, k, k)));
+      V norm2 = S::zero();
+      for (int i = k + 1; i < n; ++i) norm2 = Num::load(H::at(a, ld, i, k)).add_square(norm2);
+      const V norm = S::sqrt(norm2);
+      const Num head = Num::load(H::at(a, ld, k + 1, k));
+      const V size = S::sqrt(head.add_square(S::zero()));
+      Num direction = head.scaled(S::set1(1) / size);
+      if constexpr (C == 1) direction.v[0] = head.v[0] < S::zero() ? S::set1(-1) : S::set1(1);
+      const auto flat = size == S::zero();
+      direction.v[0] = flat ? S::set1(1) : direction.v[0];
+      if constexpr (C == 2) direction.v[1] = flat ? S::zero() : direction.v[1];
+      const bool last = k + 2 == n;
+      // The entry becomes -direction * norm; the last one stays as it is.
+      Num turned = Num::zero();
+      turned.add_product(phase, last ? direction : Num::zero() - direction);
+      phase = turned;
+      phase.store(phases + static_cast<std::ptrdiff_t>(k + 1) * C * L);
+      S::store(e + k * L, last ? size : norm);
+      if (last) break;
+      direction.scaled(size + norm).store(H::at(a, ld, k + 1, k));
+      const V product = S::fma(norm, size, norm2);
+      const V beta = product > S::zero() ? S::set1(1) / product : S::zero();
+      Num::real(beta).store(H::at(a, ld, k, k));
+      reflect(a, n, ld, k, beta, p);
+    }
+    S::store(d + (n - 1) * L, S::load(H::at(a, ld, n - 1, n - 1)));
+    S::store(e + (n - 1) * L, S::zero());
+  }
+
+  // A := H A H below row k: with q = beta A v and w = q - (beta / 2)(q^H v) v, A -= v w^H + w v^H.
+  static MAHAL_INLINE void reflect(double* a, int n, int ld, int k, V beta, double* p) {
+    constexpr int size = C * L;
+    for (int i = k + 1; i < n; ++i) Num::zero().store(p + i * size);
+    for (int i = k + 1; i < n; ++i) {
+      const Num vi = Num::load(H::at(a, ld, i, k));
+      Num sum = Num::zero();
+      for (int j = k + 1; j < i; ++j) {
+        const Num entry = Num::load(H::at(a, ld, i, j));
+        sum.add_product(entry, Num::load(H::at(a, ld, j, k)));
+        Num other = Num::load(p + j * size);
+        other.add_conj_first(entry, vi);
+        other.store(p + j * size);
+      }
+      const V diagonal = S::load(H::at(a, ld, i, i));
+      const Num own = Num::load(p + i * size);
+      MAHAL_UNROLL
+      for (int c = 0; c < C; ++c) sum.v[c] = S::fma(diagonal, vi.v[c], sum.v[c] + own.v[c]);
+      sum.store(p + i * size);
+    }
+    V inner = S::zero();  // v^H A v is real
+    for (int i = k + 1; i < n; ++i) {
+      const Num q = Num::load(p + i * size).scaled(beta);
+      q.store(p + i * size);
+      const Num v = Num::load(H::at(a, ld, i, k));
+      MAHAL_UNROLL
+      for (int c = 0; c < C; ++c) inner = S::fma(v.v[c], q.v[c], inner);
+    }
+    const V half = S::set1(0.5) * beta * inner;
+    for (int i = k + 1; i < n; ++i) {
+      Num w = Num::load(p + i * size);
+      const Num v = Num::load(H::at(a, ld, i, k));
+      MAHAL_UNROLL
+      for (int c = 0; c < C; ++c) w.v[c] = S::fnma(half, v.v[c], w.v[c]);
+      w.store(p + i * size);
+    }
+    for (int i = k + 1; i < n; ++i) {
+      const Num vi = Num::load(H::at(a, ld, i, k));
+      const Num wi = Num::load(p + i * size);
+      for (int j = k + 1; j <= i; ++j) {
+        Num entry = Num::load(H::at(a, ld, i, j));
+        entry.sub_conj(vi, Num::load(p + j * size));
+        entry.sub_conj(wi, Num::load(H::at(a, ld, j, k)));
+        entry.store(H::at(a, ld, i, j));
+      }
+    }
+  }
+
+  // Q = H_0 H_1 ... times the phases, by columns.
+  static void form_vectors(const double* a, int n, int ld, const double* phases,
+                           double* q) {
+    for (int j = 0; j < n; ++j) {
+      for (int i = 0; i < n; ++i) {
+        Num::real(S::set1(i == j ? 1 : 0)).store(H::at(q, ld, j, i));
+      }
+    }
+    for (int k = n - 3; k >= 0; --k) {
+      const V beta = S::load(H::at(a, ld, k, k));
+      for (int j = k + 1; j < n; ++j) {
+        Num sum = Num::zero();
+        for (int i = k + 1; i < n; ++i) {
+          sum.add_conj_first(Num::load(H::at(a, ld, i, k)), Num::load(H::at(q, ld, j, i)));
+        }
+        sum = sum.scaled(beta);
+        for (int i = k + 1; i < n; ++i) {
+          Num entry = Num::load(H::at(q, ld, j, i));
+          entry.sub_product(Num::load(H::at(a, ld, i, k)), sum);
+          entry.store(H::at(q, ld, j, i));
+        }
+      }
+    }
+    for (int j = 1; j < n; ++j) {
+      const Num phase = Num::load(phases + static_cast<std::ptrdiff_t>(j) * C * L);
+      for (int i = 1; i < n; ++i) {
+        Num entry = Num::zero();
+        entry.add_product(Num::load(H::at(q, ld, j, i)), phase);
+        entry.store(H::at(q, ld, j, i));
+      }
+    }
+  }
+
+  // The rotations of columns i and i + 1 for i from last - 1 down to l, on a few rows at a time.
+  static MAHAL_INLINE void turn_columns(double* z, int n, int ld, const double* turns, int l,
+                                        int last) {
+    const int rows = n * C;
+    int k = 0;
+    for (; k + 4 <= rows; k += 4) turn_rows<4>(z + k * L, ld, turns, l, last);
+    if (k + 2 <= rows) {
+      turn_rows<2>(z + k * L, ld, turns, l, last);
+      k += 2;
+    }
+    if (k < rows) turn_rows<1>(z + k * L, ld, turns, l, last);
+  }
+  template <int R>
+  static MAHAL_INLINE void turn_rows(double* z, int ld, const double* turns, int l, int last) {
+    const std::ptrdiff_t column = static_cast<std::ptrdiff_t>(ld) * C * L;
+    V right[R];
+    MAHAL_UNROLL
+    for (int r = 0; r < R; ++r) right[r] = S::load(z + last * column + r * L);
+    for (int i = last - 1; i >= l; --i) {
+      const V c = S::load(turns + 2 * i * L);
+      const V s = S::load(turns + (2 * i + 1) * L);
+      double* x = z + i * column;
+      MAHAL_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const V u = S::load(x + r * L);
+        S::store(x + column + r * L, S::fma(s, u, c * right[r]));
+        right[r] = S::fnma(s, right[r], c * u);
+      }
+    }
+    MAHAL_UNROLL
+    for (int r = 0; r < R; ++r) S::store(z + l * column + r * L, right[r]);
+  }
+
+  // Implicit QL with the shift of the leading 2 x 2 block; d becomes the eigenvalues. Every lane
+  // has a block of its own, rows l to m, and rests while others work on theirs. As each rotation
+  // waits for the one before it, several matrices fill the time.
+  template <bool Vectors, int Matrices>
+  static V iterate(double* d, double* e, int n, int ld, double* z, std::ptrdiff_t z_step,
+                   double* turns) {
+    constexpr int most = 60;
+    const V one = S::set1(1);
+    const V zero = S::zero();
+    const std::ptrdiff_t next = static_cast<std::ptrdiff_t>(n) * L;
+    V failed = zero;
+    for (int l = 0; l + 1 < n; ++l) {
+      const V first = S::set1(l);
+      for (int iteration = 0;; ++iteration) {
+        V end[Matrices], g[Matrices], s[Matrices], c[Matrices], p[Matrices];
+        bool busy = false;
+        for (int m = 0; m < Matrices; ++m) {
+          end[m] = start(d + m * next, e + m * next, n, l, g[m]);
+          busy |= S::any_greater(end[m], first);
+          s[m] = one;
+          c[m] = one;
+          p[m] = zero;
+        }
+        if (!busy) break;
+        if (iteration == most) {
+          for (int m = 0; m < Matrices; ++m) failed = end[m] > first ? one : failed;
+          break;
+        }
+        int last = n - 1;
+        for (; last > l + 1; --last) {
+          bool reached = false;
+          for (int m = 0; m < Matrices; ++m) reached |= S::any_greater(end[m], S::set1(last - 1));
+          if (reached) break;
+        }
+        for (int i = last - 1; i >= l; --i) {
+          MAHAL_UNROLL
+          for (int m = 0; m < Matrices; ++m) {
+            double* di = d + m * next + i * L;
+            double* ei = e + m * next + i * L;
+            const auto in = end[m] > S::set1(i);
+            const V off = S::load(ei);
+            const V f = s[m] * off;
+            const V b = c[m] * off;
+            const V r2 = S::fma(f, f, g[m] * g[m]);
+            const auto none = !(r2 > zero);
+            const V inverse = Math::inverse_root(r2);
+            const V sine = none ? zero : f * inverse;
+            const V cosine = none ? one : g[m] * inverse;
+            const V r = none ? zero : r2 * inverse;
+            const V old = S::load(di + L);
+            const V shifted = old - p[m];
+            const V t = S::fma(S::load(di) - shifted, sine, (cosine + cosine) * b);
+            S::store(ei + L, in ? r : S::load(ei + L));
+            s[m] = in ? sine : s[m];
+            c[m] = in ? cosine : c[m];
+            p[m] = in ? sine * t : p[m];
+            S::store(di + L, in ? shifted + p[m] : old);
+            g[m] = in ? S::fma(cosine, t, -b) : g[m];
+            if constexpr (Vectors) {
+              double* turn = turns + 2 * (m * next + i * L);
+              S::store(turn, in ? cosine : one);
+              S::store(turn + L, in ? sine : zero);
+            }
+          }
+        }
+        for (int m = 0; m < Matrices; ++m) {
+          if constexpr (Vectors) {
+            turn_columns(z + m * z_step, n, ld, turns + 2 * m * next, l, last);
+          }
+          double* dl = d + m * next + l * L;
+          double* el = e + m * next + l * L;
+          S::store(dl, S::load(dl) - p[m]);
+          S::store(el, end[m] > first ? g[m] : S::load(el));
+          for (int i = l + 1; i <= last; ++i) {
+            const auto at_end = (end[m] > first) & (end[m] == S::set1(i));
+            double* ei = e + m * next + i * L;
+            S::store(ei, at_end ? zero : S::load(ei));
+          }
+        }
+      }
+    }
+    return failed > zero ? S::set1(-1) : one;
+  }
+  // The row at whose off-diagonal entry, the first negligible one, the block of row l ends, and
+  // the entry that starts the chase of the bulge there.
+  static MAHAL_INLINE V start(const double* d, const double* e, int n, int l, V& g) {
+    const V epsilon = S::set1(1.1e-16);
+    V end = S::set1(n - 1);
+    V d_end = S::load(d + (n - 1) * L);
+    V above = Math::abs(d_end);
+    for (int i = n - 2; i >= l; --i) {
+      const V di = S::load(d + i * L);
+      const V size = Math::abs(di);
+      const auto small = Math::abs(S::load(e + i * L)) <= epsilon * (size + above);
+      end = small ? S::set1(i) : end;
+      d_end = small ? di : d_end;
+      above = size;
+    }
+    const V dl = S::load(d + l * L);
+    const V el = S::load(e + l * L);
+    const V half = (S::load(d + (l + 1) * L) - dl) / (el + el);
+    const V root = S::sqrt(S::fma(half, half, S::set1(1)));
+    g = d_end - dl + el / (half + (half < S::zero() ? -root : root));
+    return end;
+  }
+};
+
+}  // namespace
+}  // namespace mahal
