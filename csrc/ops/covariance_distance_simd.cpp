@@ -14,6 +14,23 @@ template <class T, int C>
 void load_lower(const T* const* sources, std::ptrdiff_t row_stride, std::ptrdiff_t col_stride,
                 int n, int ld, double* to) {
   constexpr int size = C * L;
+  const int entries = n * n * C;
+  if (ld == n && entries >= L && col_stride == C && row_stride == n * C) {
+    // Small and contiguous: all entries in whole vectors, the last of which is moved back.
+    for (int e = 0; e < entries; e += L) {
+      const int from = e + L <= entries ? e : entries - L;
+      V r[L];
+  MAHAL_UNROLL
+      for (int l = 0; l < L; ++l) r[l] = S::widen(sources[l] + from);
+      S::transpose(r);
+      MAHAL_UNROLL
+      for (int l = 0; l < L; ++l) S::store(to + (from + l) * L, r[l]);
+    }
+    if constexpr (C == 2) {
+      for (int i = 0; i < n; ++i) S::store(to + (i * (n + 1) * C + 1) * L, S::zero());
+    }
+    return;
+  }
   for (int i = 0; i < n; ++i) {
     const int length = (i + 1) * C;
     double* row = to + static_cast<std::ptrdiff_t>(i) * ld * size;
