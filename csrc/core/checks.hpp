@@ -112,4 +112,10 @@ inline void check_workspace(const char* op, const Workspace& workspace, std::siz
                     std::to_string(workspace.data == nullptr ? 0 : workspace.bytes));
 }
 
+// Real or complex numbers.
+inline void check_field(const char* op, const char* argument, const TensorView& view) {
+  check_given(op, argument, view);
+  check_dtype(op, argument, view, {DType::f32, DType::f64, DType::c64, DType::c128});
+}
+
 }  // namespace mahal

@@ -6,7 +6,8 @@
 #include <string>
 
 #include "core/background.hpp"
-#include "core/complex_dispatch.hpp"
+#include "core/checks.hpp"
+#include "core/dispatch.hpp"
 #include "core/image_checks.hpp"
 #include "core/threads.hpp"
 #include "core/windows.hpp"

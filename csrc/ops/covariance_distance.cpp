@@ -5,7 +5,8 @@
 #include <limits>
 #include <string>
 
-#include "core/complex_dispatch.hpp"
+#include "core/checks.hpp"
+#include "core/dispatch.hpp"
 #include "core/scratch.hpp"
 #include "core/threads.hpp"
 #include "ops/covariance_distance_kernel.hpp"

@@ -315,7 +315,8 @@ def report_singular(
     text = f"{found.sum()} of {found.size}"
     if singular == "raise":
         raise SingularError(
-            f"{op}: image: every covariance must be positive definite, got {text} pixels with {what}"
+            f"{op}: image: every covariance must be positive definite, got {text} pixels with "
+            f"{what}"
         )
     rule = "loaded by 1e-6 of the global covariance" if singular == "load" else "set to NaN"
     warnings.warn(

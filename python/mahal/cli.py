@@ -884,7 +884,8 @@ def _change(args: argparse.Namespace) -> None:
     with scenes.staged(prefix.parent) as stage:
         begin = time.perf_counter()
         scores, status = mahal.change_map(
-            *images,
+            images[0],
+            images[1],
             args.window,
             metric=args.metric,
             center=not args.uncentred,
