@@ -22,7 +22,6 @@ from mahal import metrics, scenes, significance
 RATES = (1e-2, 1e-3)
 WINDOWS = (None, (5, 11), (31, 39))
 ESTIMATORS = ("scm", "loading", "ledoit_wolf", "oas", "tyler", "student_t")
-ROBUST_WINDOW = (5, 11)  # the iterative estimators take a second per 1e4 windows of this size
 METRICS = (
     "frobenius",
     "logeuclid",
@@ -117,8 +116,6 @@ def areas(
     rows = []
     for estimator in estimators:
         for window in windows:
-            if estimator != "scm" and window not in (None, ROBUST_WINDOW):
-                continue
             options = {} if estimator == "scm" else {"estimator": estimator}
             scores = quiet(mahal.rx, scene.image, window=window, center=False, **options)
             auc = metrics.roc_areas(scores, scene.truth).auc_df

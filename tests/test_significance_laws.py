@@ -284,6 +284,14 @@ def test_signed_scores_halve_the_rate():
         np.testing.assert_allclose(pvalue(-u, 4, samples, signed=True), 1 - both / 2, rtol=1e-12)
 
 
+def test_signed_thresholds_of_any_rate_are_symmetric():
+    rates = np.array([0.01, 0.3, 0.5, 0.7, 0.99])
+    for threshold, pvalue in ((ace_threshold, ace_pvalue), (amf_threshold, amf_pvalue)):
+        level = threshold(rates, 4, 30, signed=True)
+        np.testing.assert_allclose(level, -level[::-1], rtol=1e-12, atol=1e-100)
+        np.testing.assert_allclose(pvalue(level, 4, 30, signed=True), rates, rtol=1e-12)
+
+
 def test_maps_of_samples_broadcast_and_mark_what_is_too_few():
     samples = np.array([[0, 5, 6], [7, 100, 416]])
     for threshold, pvalue in (
@@ -446,7 +454,6 @@ def test_false_discovery_leaves_nan_out():
     [
         (lambda: ace_threshold(0.1, 1, 9), "bands: must be an integer of at least 2, got 1"),
         (lambda: ace_threshold(0.1, 3, 3), "samples: needs at least 4 for 3 bands, got 3"),
-        (lambda: ace_threshold(0.5, 3, 9, signed=True), "less than 0.5 for signed scores, got 0.5"),
         (
             lambda: ace_threshold(0.1, 3, 9, signed=True, complex_data=True),
             "signed: must be False for complex data, got True",

@@ -497,7 +497,7 @@ def _decide(
     if args.false_discovery_rate is not None:
         pvalues = detector.law.pvalue(scores, bands, samples, **options)
         found = significance.false_discovery(pvalues, args.false_discovery_rate)
-        rate = max(found.threshold, SMALLEST)
+        rate = float(np.clip(found.threshold, SMALLEST, 1.0 - np.finfo(float).eps))
     threshold = np.asarray(detector.law.threshold(rate, bands, samples, **options))
     if found is None:
         return threshold, np.asarray(scores >= threshold)

@@ -40,7 +40,7 @@ def ace_threshold(
     Parameters
     ----------
     false_alarm_rate : array_like
-        Probability, more than 0 and less than 1; with ``signed`` less than 0.5.
+        Probability, more than 0 and less than 1.
     bands : int
         Number of bands p, at least 2: with one band ACE is 1 everywhere.
     samples : array_like
@@ -77,13 +77,18 @@ def ace_threshold(
     the signed score of a target close to the mean does.
     """
     op = "ace_threshold"
-    rate = _signed_rate(op, as_rate(op, false_alarm_rate), signed, complex_data)
+    _check_signed(op, signed, complex_data)
+    rate = as_rate(op, false_alarm_rate)
     p = as_bands(op, bands, 2)
     (rates, counts), spread = distinct(rate, samples)
+    squared_rates = 2.0 * np.minimum(rates, 1.0 - rates) if signed else rates
     law = _ace(op, p, counts, background, mean, complex_data, estimator)
-    logit = solve(lambda t: _exceeds(law, t), rates, -_LOGIT, _LOGIT)
+    logit = solve(lambda t: _exceeds(law, t), squared_rates, -_LOGIT, _LOGIT)
     score = np.where(np.isnan(law.second), np.nan, 1.0 / (1.0 + np.exp(-logit)))
-    return spread(np.sqrt(score) if signed else score)[()]
+    if signed:
+        # Half of the excesses of the square are positive, and the law is symmetric.
+        score = np.where(rates <= 0.5, 1.0, -1.0) * np.sqrt(score)
+    return spread(score)[()]
 
 
 def ace_pvalue(
@@ -146,7 +151,7 @@ def amf_threshold(
     Parameters
     ----------
     false_alarm_rate : array_like
-        Probability, more than 0 and less than 1; with ``signed`` less than 0.5.
+        Probability, more than 0 and less than 1.
     bands : int
         Number of bands p.
     samples : array_like
@@ -176,14 +181,19 @@ def amf_threshold(
     As for `ace_threshold`, the target is fixed before the image is seen.
     """
     op = "amf_threshold"
-    rate = _signed_rate(op, as_rate(op, false_alarm_rate), signed, complex_data)
+    _check_signed(op, signed, complex_data)
+    rate = as_rate(op, false_alarm_rate)
     p = as_bands(op, bands)
     (rates, counts), spread = distinct(rate, samples)
+    squared_rates = 2.0 * np.minimum(rates, 1.0 - rates) if signed else rates
     law, scale, inside = _amf(op, p, counts, background, mean, complex_data)
-    logit = solve(lambda t: _exceeds(law, t), rates, -_LOGIT, _LOGIT)
+    logit = solve(lambda t: _exceeds(law, t), squared_rates, -_LOGIT, _LOGIT)
     share = 1.0 / (1.0 + np.exp(-logit)) if inside else np.exp(logit)
     score = np.where(np.isnan(law.second), np.nan, scale * share)
-    return spread(np.sqrt(score) if signed else score)[()]
+    if signed:
+        # Half of the excesses of the square are positive, and the law is symmetric.
+        score = np.where(rates <= 0.5, 1.0, -1.0) * np.sqrt(score)
+    return spread(score)[()]
 
 
 def amf_pvalue(
@@ -316,16 +326,6 @@ def _exceeds(law: Mixture, logit: Floats) -> Floats:
 def _check_signed(op: str, signed: bool, complex_data: bool) -> None:
     if signed and complex_data:
         raise ValueError(f"{op}: signed: must be False for complex data, got True")
-
-
-def _signed_rate(op: str, rate: Floats, signed: bool, complex_data: bool) -> Floats:
-    """Rate of the squared score: half of its excesses are positive."""
-    _check_signed(op, signed, complex_data)
-    if signed and np.any(rate >= 0.5):
-        raise ValueError(
-            f"{op}: false_alarm_rate: must be less than 0.5 for signed scores, got {rate.max()}"
-        )
-    return 2.0 * rate if signed else rate
 
 
 def _one_sided(found: Floats, values: Floats, signed: bool) -> Floats:

@@ -159,7 +159,8 @@ def solve(
     side = np.zeros(rate.shape)
     level = below
     for _ in range(100):
-        level = below + (above - below) * (over / (over - under))
+        fall = over - under
+        level = below + (above - below) * (over / np.where(fall > 0, fall, 1.0))
         found = excess(level)
         if not np.any((np.abs(found) > 16 * EPS) & (level > below) & (level < above)):
             break
