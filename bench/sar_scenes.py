@@ -58,17 +58,37 @@ def homogeneous(folder: Path, size: int = 256, seed: int = 0) -> np.ndarray:
     return (white @ np.linalg.cholesky(covariance).T).astype(np.complex64)
 
 
+def two_dates(folder: Path, size: int = 256, seed: int = 3) -> tuple[np.ndarray, ...]:
+    """Two independent single-look draws from the matrices of AIRSAR, and where they differ.
+
+    In 16 crosses of 25 x 4 pixels the cross-polarised power of the second is four times the first.
+    """
+    scene = scenes.read(folder / "sar" / "airsar_sanfrancisco_t3")
+    factor = np.linalg.cholesky(scene.covariance[:size, :size].astype(np.complex128))
+    rng = np.random.default_rng(seed)
+    white = rng.normal(size=(2, size, size, 3, 2)) @ np.array([1.0, 1.0j]) / np.sqrt(2)
+    first, second = np.einsum("rcij,drcj->drci", factor, white).astype(np.complex64)
+    truth = np.zeros((size, size), dtype=bool)
+    centres = size // 8 + size // 4 * np.arange(4)
+    for row in centres:
+        for col in centres:
+            truth[row - 12 : row + 13, col - 2 : col + 2] = True
+            truth[row - 2 : row + 2, col - 12 : col + 13] = True
+    second[..., 2][truth] *= 2
+    return first, second, truth
+
+
 def law_of(
-    window: tuple[int, int] | None, shape: tuple[int, ...], mean: str = "known"
+    window: tuple[int, int] | None, image: np.ndarray, mean: str = "known"
 ) -> dict[str, object]:
-    """Arguments of `mahal.significance` for RX on a complex image."""
-    samples = shape[0] * shape[1] if window is None else window[1] ** 2 - window[0] ** 2
+    """Arguments of `mahal.significance` for scores of an image."""
+    rows, cols, bands = image.shape
     return {
-        "bands": shape[2],
-        "samples": samples,
+        "bands": bands,
+        "samples": rows * cols if window is None else window[1] ** 2 - window[0] ** 2,
         "background": "global" if window is None else "local",
         "mean": mean,
-        "complex_data": True,
+        "complex_data": image.dtype.kind == "c",
     }
 
 
@@ -78,22 +98,25 @@ def false_alarms(folder: Path, windows: tuple[tuple[int, int] | None, ...] = WIN
     with np.load(scene.path) as file:
         varying = np.moveaxis(file["clutter"], 0, -1)
     real = scenes.read(folder / "sar" / "uavsar_nisar_rslc" / "winnipeg.h5")
+    matrices = scenes.read(folder / "sar" / "airsar_sanfrancisco_t3")
     images = (
         ("homogeneous clutter", homogeneous(folder)),
         ("clutter with the covariance of AIRSAR", np.ascontiguousarray(varying)),
         ("Winnipeg, HH", real.image),
+        ("AIRSAR, amplitudes", matrices.image),
     )
     rows = []
     for name, image in images:
         for window in windows:
-            scores = quiet(mahal.rx, image, window=window, center=False)
-            law = law_of(window, image.shape)
+            zero = image.dtype.kind == "c"
+            scores = quiet(mahal.rx, image, window=window, center=not zero)
+            law = law_of(window, image, "known" if zero else "estimated")
             shares = [np.mean(scores >= significance.rx_threshold(r, **law)) for r in RATES]
             rows.append({"data": name, "detector": "RX", "window": window, "shares": shares})
-        if image.shape[2] < 2:
+        if name != "homogeneous clutter":
             continue
         target = np.ones(image.shape[2], dtype=np.complex128)
-        law = law_of(None, image.shape, "estimated")
+        law = law_of(None, image, "estimated")
         ace = quiet(mahal.ace, image, target)
         amf = quiet(mahal.matched_filter, image, target, normalized=True) ** 2
         for label, scores, threshold in (
@@ -159,14 +182,42 @@ def changes(folder: Path, names: tuple[str, ...] = METRICS) -> list[dict]:
         scores = quiet(mahal.change_map, image, clutter, SIDE, metric=metric, center=False)
         found[metric] = metrics.roc_areas(scores, truth).auc_df
     rows.append({"pair": "simulated quad-pol, with and without crosses", "areas": found})
+    *images, truth = two_dates(folder)
+    found = {}
+    for metric in names:
+        scores = quiet(mahal.change_map, *images, SIDE, metric=metric, center=False)
+        found[metric] = metrics.roc_areas(scores, truth).auc_df
+    rows.append({"pair": "AIRSAR, two simulated dates", "areas": found})
+    return rows
+
+
+def change_alarms(folder: Path) -> list[dict]:
+    """Share of unchanged pixels that the likelihood ratio calls changed at each nominal rate."""
+    rows = []
+    # Two seeds give two independent first dates, without any change between them.
+    for name, (first, second) in (
+        ("homogeneous clutter", [homogeneous(folder, seed=seed) for seed in (1, 2)]),
+        ("AIRSAR, two simulated dates", [two_dates(folder, seed=seed)[0] for seed in (3, 4)]),
+    ):
+        scores = quiet(mahal.change_map, first, second, SIDE, metric="wishart", center=False)
+        samples = significance.window_samples(first.shape[:2], SIDE, border="clip")
+        law = {"mean": "known", "complex_data": True}
+        shares = [
+            np.mean(
+                scores
+                >= significance.covariance_equality_threshold(rate, 3, samples, samples, **law)
+            )
+            for rate in RATES
+        ]
+        rows.append({"data": name, "detector": "Wishart ratio", "window": SIDE, "shares": shares})
     return rows
 
 
 def tables(alarms: list[dict], found: list[dict], changed: list[dict]) -> str:
     """The three tables in markdown."""
 
-    def sizes(window: tuple[int, int] | None) -> str:
-        return "whole image" if window is None else f"({window[0]}, {window[1]})"
+    def sizes(window: int | tuple[int, int] | None) -> str:
+        return "whole image" if window is None else str(window)
 
     lines = ["| data | detector | window | " + " | ".join(f"at {r:g}" for r in RATES) + " |"]
     lines.append("|---|---|---|" + "---|" * len(RATES))
@@ -190,7 +241,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=root.parent / "shared" / "data")
     parser.add_argument("--output", type=Path, default=Path("sar_scenes"))
     args = parser.parse_args()
-    measured = false_alarms(args.data), areas(args.data), changes(args.data)
+    alarms = false_alarms(args.data) + change_alarms(args.data)
+    measured = alarms, areas(args.data), changes(args.data)
     text = tables(*measured)
     print(text)
     args.output.with_suffix(".md").write_text(text, encoding="utf-8")
