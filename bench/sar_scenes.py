@@ -37,9 +37,10 @@ PAULI = ("surface", "dihedral", "cross-pol")  # classes 1, 2, 3 of the simulated
 
 
 def quiet(function: Callable[..., object], *args: object, **options: object) -> np.ndarray:
-    """Scores without the warnings about singular windows."""
+    """Scores without the warnings about singular windows and iterations that did not end."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mahal.SingularWarning)
+        warnings.simplefilter("ignore", mahal.ConvergenceWarning)
         return np.asarray(function(*args, **options))
 
 

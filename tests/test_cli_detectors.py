@@ -284,7 +284,7 @@ def pair(folder):
 def test_change_of_a_pair(folder, capsys, pair, monkeypatch):
     first, _, truth = pair
     seen = {}
-    monkeypatch.setattr(mahal, "change_map", substitute(seen), raising=False)
+    monkeypatch.setattr(mahal, "change_map", substitute(seen))
     options = ["--truth", "t.npy", "--window", 5, "--false-alarm-rate", 0.05, "-o", "out/"]
     out = accepted(capsys, "change", "a.npy", "b.npy", *options)
     scores = np.load("out/a_b_scores.npy")
@@ -307,7 +307,7 @@ def test_domain_of_the_values(folder, capsys, pair, monkeypatch):
     np.save("a.npy", first * np.exp(2j).astype(np.complex64))
     np.save("b.npy", first + 0j)
     seen = {}
-    monkeypatch.setattr(mahal, "change_map", substitute(seen), raising=False)
+    monkeypatch.setattr(mahal, "change_map", substitute(seen))
     accepted(capsys, "change", "a.npy", "b.npy", "--domain", "amplitude", "-o", "out/")
     np.testing.assert_allclose(seen["first"], first, rtol=1e-6)
     accepted(capsys, "change", "a.npy", "b.npy", "--domain", "log", "-o", "out/")
@@ -320,10 +320,18 @@ def test_domain_of_the_values(folder, capsys, pair, monkeypatch):
     assert seen["center"] is False
 
 
+@pytest.mark.parametrize("metric", ["frobenius", "logeuclid", "box_m"])
+def test_change_writes_the_change_map(folder, capsys, pair, metric):
+    options = ["--metric", metric, "--window", 5, "--border", "valid", "-o", "out/"]
+    accepted(capsys, "change", "a.npy", "b.npy", *options)
+    expected = mahal.change_map(*pair[:2], 5, metric=metric, border="valid")
+    np.testing.assert_array_equal(np.load("out/a_b_scores.npy"), expected)
+
+
 @pytest.mark.parametrize(("metric", "complex_data"), [("wishart", True), ("box_m", False)])
 def test_change_threshold_by_the_law(folder, capsys, pair, monkeypatch, metric, complex_data):
     seen = {}
-    monkeypatch.setattr(mahal, "change_map", substitute(seen), raising=False)
+    monkeypatch.setattr(mahal, "change_map", substitute(seen))
     if complex_data:
         for name, values in zip("ab", pair[:2], strict=True):
             np.save(f"{name}.npy", values.astype(np.complex64))
@@ -344,6 +352,7 @@ def test_change_refusals(folder, capsys, pair):
     refused(capsys, folder, text, "change", "a.npy", "c.npy")
     refused(capsys, folder, "must be an odd size, got 4", "change", "a", "b", "--window", 4)
     refused(capsys, folder, "no such file", "change", "a.npy", "none.npy")
+    refused(capsys, folder, "invalid choice: 'x'", "change", "a.npy", "b.npy", "--metric", "x")
     np.save("zero.npy", np.zeros((4, 4, 2)))
     arguments = ["change", "zero.npy", "zero.npy", "--domain", "log"]
     refused(capsys, folder, "log needs values that are not zero", *arguments)

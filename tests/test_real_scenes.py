@@ -216,3 +216,30 @@ def test_command_on_radar_scenes(data_dir, tmp_path, capsys):
     folder = data_dir / "sar" / "airsar_sanfrancisco_t3"
     assert cli.main(["detect", str(folder), "-o", str(tmp_path)]) == 0
     assert "channels    HH+VV, HH-VV, HV" in capsys.readouterr().out
+
+
+def test_change_maps_of_radar_pairs(data_dir):
+    rows = radar_bench.changes(data_dir, names=("frobenius", "logeuclid"))
+    found = {row["pair"]: row["areas"] for row in rows}
+    expected = {
+        "bern": {"log ratio": 0.97798, "frobenius": 0.98629, "logeuclid": 0.99397},
+        "san": {"log ratio": 0.97823, "frobenius": 0.92011, "logeuclid": 0.96991},
+        "simulated quad-pol, with and without crosses": {
+            "frobenius": 0.98982,
+            "logeuclid": 0.99469,
+        },
+        "AIRSAR, two simulated dates": {"frobenius": 0.53250, "logeuclid": 0.94581},
+    }
+    assert set(found) == set(expected)
+    for pair, areas in expected.items():
+        # Rounding of single precision can only swap pairs of pixels whose scores nearly tie.
+        assert found[pair] == pytest.approx(areas, abs=2 * HALF_DIGIT)
+
+
+def test_command_on_a_radar_pair(data_dir, tmp_path, capsys):
+    folder = data_dir / "sar" / "change_pairs_8bit"
+    pair = [str(folder / f"bern_{name}.bmp") for name in ("1", "2")]
+    options = ["--truth", str(folder / "bern_gt.bmp"), "--uncentred", "-o", f"{tmp_path}/"]
+    assert cli.main(["change", *pair, *options]) == 0
+    assert "AUC(D,F)    0.98629" in capsys.readouterr().out
+    assert (tmp_path / "bern_1_bern_2_change.png").is_file()

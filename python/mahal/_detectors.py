@@ -14,7 +14,6 @@ import mahal
 from mahal import significance
 
 Array = npt.NDArray[Any]
-ESTIMATORS = ("scm", "loading", "ledoit_wolf", "oas", "tyler", "student_t")
 
 
 class Law(NamedTuple):

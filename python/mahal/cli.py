@@ -18,7 +18,9 @@ import numpy.typing as npt
 
 import mahal
 from mahal import metrics, pictures, scenes, significance
-from mahal._detectors import DETECTORS, ESTIMATORS, Detector
+from mahal._detectors import DETECTORS, Detector
+from mahal.ops._estimators import ESTIMATORS
+from mahal.ops.covariance_distance import METRICS
 from mahal.scenes import Scene
 
 Array = npt.NDArray[Any]
@@ -164,9 +166,7 @@ def _parser() -> _Parser:
     change.add_argument("second", metavar="SECOND", help="a scene of the same size and bands")
     _scene_options(change)
     change.add_argument("--window", type=_side, default=11, metavar="SIDE", help="default: 11")
-    change.add_argument(
-        "--metric", default="frobenius", metavar="M", help="as `mahal.change_map` names them"
-    )
+    change.add_argument("--metric", choices=METRICS, default="frobenius", help="default: frobenius")
     change.add_argument(
         "--domain",
         choices=["stored", "amplitude", "log"],
@@ -639,8 +639,9 @@ def _score(
     begin = time.perf_counter()
     try:
         with warnings.catch_warnings():
-            # The summary counts the singular pixels.
+            # The summary counts these pixels.
             warnings.simplefilter("ignore", mahal.SingularWarning)
+            warnings.simplefilter("ignore", mahal.ConvergenceWarning)
             scores, status = detector.score(
                 image, target, threads=args.threads, progress=progress, **options
             )
