@@ -214,7 +214,9 @@ def test_command_on_radar_scenes(data_dir, tmp_path, capsys):
     assert cli.main(["compare", str(scene), "--detectors", "rx", *options]) == 0
     assert "0.96144" in capsys.readouterr().out
     folder = data_dir / "sar" / "airsar_sanfrancisco_t3"
-    assert cli.main(["detect", str(folder), "-o", str(tmp_path)]) == 0
+    assert (
+        cli.main(["detect", str(folder), "--false-alarm-rate", "1e-15", "-o", str(tmp_path)]) == 0
+    )
     assert "channels    HH+VV, HH-VV, HV" in capsys.readouterr().out
 
 
