@@ -11,7 +11,7 @@ from pathlib import Path
 import mahal
 import numpy as np
 import pytest
-from mahal import cli, metrics, scenes
+from mahal import cli, metrics, scenes, significance
 from scipy import stats
 
 
@@ -194,6 +194,25 @@ def test_false_alarm_rates_on_homogeneous_clutter(data_dir):
             # One covariance of 65536 pixels: nearly independent scores.
             low, high = stats.binom.interval(1 - 1e-5, 256**2, rate)
             assert low <= share * 256**2 <= high
+
+
+def test_false_alarm_rates_of_windows_on_homogeneous_clutter(data_dir):
+    image = radar_bench.homogeneous(data_dir)
+    scores = mahal.rx(image, window=(5, 11), center=False)
+    law = radar_bench.law_of((5, 11), image)
+    for rate in radar_bench.RATES:
+        share = np.mean(scores >= significance.rx_threshold(rate, **law))
+        # Overlapping windows share their covariance: to the binomial variance comes that of the
+        # rate given a covariance, at most its square, over the number of disjoint windows.
+        variance = (1 - rate) / (rate * scores.size) + 11**2 / scores.size
+        assert abs(share / rate - 1) <= 5 * np.sqrt(variance)
+
+
+def test_windows_and_a_robust_estimator_on_the_simulated_radar_scene(data_dir):
+    rows = radar_bench.areas(data_dir, windows=((5, 11),), estimators=("scm", "tyler"))
+    found = {row["detector"]: row["auc"] for row in rows if row["window"]}
+    expected = {"RX, scm": 0.80926, "RX, tyler": 0.85810}
+    assert found == pytest.approx(expected, abs=2 * HALF_DIGIT)
 
 
 def test_areas_on_the_simulated_radar_scene(data_dir):
