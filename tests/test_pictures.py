@@ -329,7 +329,7 @@ def test_comparison_sorts_curves_by_their_area(tmp_path):
     truth = rng.random((30, 30)) < 0.1
     maps = {f"d{k}": rng.normal(size=truth.shape) + k * truth for k in (1, 3, 2)}
     figure = pictures.comparison_figure(maps, truth, title="three")
-    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert [text.split(":")[0] for text in texts[:3]] == ["d3", "d2", "d1"]
     assert texts[0] == f"d3: {roc_areas(maps['d3'], truth).auc_df:.5f}"
     pictures.save(figure, tmp_path / "c.png")

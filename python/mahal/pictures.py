@@ -298,7 +298,9 @@ def comparison_figure(
         raise ValueError("comparison_figure: scores: needs at least one detector, got none")
     curves = [(name, roc(map_, truth), roc_areas(map_, truth)) for name, map_ in scores.items()]
     curves.sort(key=lambda item: -item[2].auc_df)
-    figure: Figure = _matplotlib("figure").Figure((7.5, 5.4), layout="constrained")
+    figure: Figure = _matplotlib("figure").Figure(
+        (7.5, 5.2 + 0.13 * len(curves)), layout="constrained"
+    )
     axes = figure.subplots()
     start = 0.5 / max(curve.negatives for _, curve, _ in curves)
     for index, (name, curve, areas) in enumerate(curves):
@@ -318,7 +320,8 @@ def comparison_figure(
     axes.set_xlabel("false alarm rate $P_F$")
     axes.set_ylabel("detection rate $P_D$")
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", title="AUC(D,F)")
+    # Below the axes: curves of good and of poor detectors leave no corner free.
+    figure.legend(loc="outside lower center", ncols=2, title="AUC(D,F)")
     if title:
         axes.set_title(title, fontsize="large")
     return figure
