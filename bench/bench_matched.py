@@ -60,7 +60,8 @@ def local_ace(image: np.ndarray, pixels: np.ndarray, target: np.ndarray) -> np.n
 def spectral_local(spectral: Any, image: np.ndarray, target: np.ndarray) -> Callable[[], Any]:
     """Spectral Python's ace on a block of pixels in the middle of the scene."""
     spectral.settings.show_progress = False
-    detector = spectral.algorithms.detectors.ACE(target)
+    detectors: Any = optional("spectral.algorithms.detectors")
+    detector = detectors.ACE(target)
     top, left = image.shape[0] // 2 - SPECTRAL_ROWS // 2, image.shape[1] // 2
 
     def score(background: Any, x: np.ndarray) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -47,14 +48,16 @@ def cases_of(
                     }
                     params = {**params, name: made[name]}
             label = " ".join(k for k in params)
+            window = params.get("window", shape[-2])
+            columns = window[1] if isinstance(window, tuple) else window
             yield Case(
                 f"{shape} {count} {label} {params.get('window', '')} {params.get('border', '')}",
                 (image, some_targets(image, count, rng)),
                 {"return_status": True, **params},
                 condition=CONDITION,
-                terms=2 * shape[-1],
-                # Repeated rows leave as many distinct pixels as there are columns.
-                broadcast_axis=0 if len(shape) == 3 and shape[1] > 2 * shape[2] else None,
+                terms=max(2 * shape[-1], columns),
+                # Repeated rows leave as many distinct pixels as the statistics have columns.
+                broadcast_axis=0 if len(shape) == 3 and columns > 2 * shape[2] else None,
             )
 
     return cases
@@ -87,6 +90,13 @@ ACE = OpSpec(
             ((16, 18, 4), (), {"mask": "random"}),
             ((14, 13, 4), (3,), {"background": "random"}),
             ((14, 13, 4), (), {"covariance": "random"}),
+            ((12, 15, 4), (), {"window": (1, 5)}),
+            ((9, 23, 5), (3,), {"window": (3, 9), "signed": True}),
+            ((9, 40, 6), (5,), {"window": 7, "border": "reflect"}),
+            ((13, 14, 3), (2,), {"window": (1, 5), "border": "valid", "subspace": True}),
+            ((22, 21, 20), (), {"window": (5, 9), "signed": True}),
+            ((16, 18, 4), (2,), {"window": (3, 9), "mask": "random"}),
+            ((14, 13, 4), (3,), {"window": (3, 7), "covariance": "random"}),
         ]
     ),
 )
@@ -104,10 +114,12 @@ FILTER = OpSpec(
             ((16, 18, 4), (), {"mask": "random"}),
             ((14, 13, 4), (3,), {"background": "random", "normalized": True}),
             ((14, 13, 4), (), {"covariance": "random"}),
+            ((9, 23, 5), (3,), {"window": (3, 9)}),
+            ((12, 15, 4), (), {"window": (1, 5), "normalized": True}),
+            ((14, 13, 4), (2,), {"window": (3, 7), "covariance": "random", "normalized": True}),
         ]
     ),
 )
-
 
 COMPLEX_ACE = OpSpec(
     name="ace",
@@ -123,6 +135,8 @@ COMPLEX_ACE = OpSpec(
             ((12, 15, 4), (2,), {"subspace": True}),
             ((14, 13, 4), (3,), {"background": "random"}),
             ((60, 3), (), {"covariance": "random"}),
+            ((14, 13, 3), (2,), {"window": (3, 7), "covariance": "random"}),
+            ((9, 8, 3), (2,), {"window": 5, "covariance": "random", "subspace": True}),
         ],
         circular=True,
     ),
@@ -452,6 +466,230 @@ def test_thread_counts_give_the_same_bits() -> None:
             np.testing.assert_array_equal(function(image, targets, threads=count), first)
 
 
+WINDOWED = [mahal.ace, mahal.matched_filter]
+
+
+@pytest.mark.parametrize("function", WINDOWED)
+@pytest.mark.parametrize("bands", [1, 2, 5, 9, 17, 33])
+def test_any_number_of_bands_and_targets_in_windows(function: Any, bands: int) -> None:
+    rng = np.random.default_rng(bands)
+    reference_of = getattr(reference_matched, function.__name__)
+    for count, dtype in itertools.product((1, 4, 5, 9), (np.float32, np.float64)):
+        image = random_scene((13, 14, bands), rng).astype(dtype)
+        targets = some_targets(image, (count,), rng).astype(dtype)
+        want, want_status = reference_of(image, targets, window=(1, 11))
+        scores, status = function(image, targets, window=(1, 11), return_status=True)
+        np.testing.assert_array_equal(status, want_status)
+        allowed = tolerance(dtype, condition=CONDITION, terms=11 + bands)
+        np.testing.assert_allclose(scores, want, rtol=0, atol=allowed * np.abs(want).max())
+
+
+@pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6])
+def test_float32_targets_close_to_the_local_mean(distance: float) -> None:
+    rng = np.random.default_rng(32)
+    image = random_scene((13, 14, 3), rng).astype(np.float32)
+    # The mean differs from pixel to pixel; where a target lies on it, its direction is left to the
+    # precision of the sums.
+    mean, _ = reference.local_covariance(image[:7, :7], (1, 5))
+    targets = mean[3, 2:5] + distance * rng.standard_normal((3, 3))
+    want, _ = reference_matched.ace(image, targets, window=(1, 5))
+    scores = mahal.ace(image, targets, window=(1, 5))
+    assert np.abs(scores - want).max() <= 1e-3
+
+
+def test_local_closed_forms() -> None:
+    rng = np.random.default_rng(21)
+    image = random_scene((20, 21, 4), rng)
+    allowed = tolerance(np.float64, condition=CONDITION, terms=9)
+    for row, col in [(0, 0), (9, 12), (19, 4)]:
+        target = image[row, col]
+        assert mahal.ace(image, target, window=(1, 9))[row, col] == pytest.approx(1, abs=allowed)
+        scores = mahal.matched_filter(image, target, window=(1, 9))
+        assert scores[row, col] == pytest.approx(1, abs=allowed)
+        ring = reference.ring_indices(row, col, 20, 21, (1, 9))
+        opposite = 2 * image.reshape(-1, 4)[ring].mean(axis=0) - target
+        scores = mahal.ace(image, opposite, window=(1, 9), signed=True)
+        assert scores[row, col] == pytest.approx(-1, abs=allowed)
+    signed = mahal.ace(image, image[3, 3], window=(1, 9), signed=True)
+    squared = mahal.ace(image, image[3, 3], window=(1, 9))
+    np.testing.assert_allclose(signed**2, squared, atol=allowed)
+    power = mahal.rx(image, window=(1, 9))
+    normalized = mahal.matched_filter(image, image[3, 3], window=(1, 9), normalized=True)
+    np.testing.assert_allclose(signed * np.sqrt(power), normalized, atol=allowed * power.max())
+
+
+@pytest.mark.parametrize("function", WINDOWED)
+def test_local_scores_are_affine_invariant(function: Any) -> None:
+    rng = np.random.default_rng(22)
+    image = random_scene((20, 22, 4), rng, offset=0.0, scale=1.0)
+    targets = rng.standard_normal((2, 4))
+    matrix, shift = 1e6 * random_spd(4, 10.0, rng), 1e7 * rng.standard_normal(4)
+    want = function(image, targets, window=(3, 9))
+    scores = function(image @ matrix.T + shift, targets @ matrix.T + shift, window=(3, 9))
+    allowed = tolerance(np.float64, condition=10 * 10 * CONDITION * 10, terms=9)
+    np.testing.assert_allclose(scores, want, rtol=0, atol=allowed * np.abs(want).max())
+
+
+@pytest.mark.parametrize("function", WINDOWED)
+def test_large_offset_costs_no_accuracy_in_windows(function: Any) -> None:
+    rng = np.random.default_rng(23)
+    image = random_scene((30, 24, 5), rng, offset=1e4, scale=1.0).astype(np.float32)
+    target = (1e4 + 3 * rng.standard_normal(5)).astype(np.float32)
+    want, _ = getattr(reference_matched, function.__name__)(image, target, window=(3, 9))
+    allowed = tolerance(np.float32, condition=CONDITION, terms=9) * np.abs(want).max()
+    scores = function(image, target, window=(3, 9))
+    np.testing.assert_allclose(scores, want, rtol=0, atol=allowed)
+
+
+def test_a_subspace_of_one_target_is_that_target_in_windows_too() -> None:
+    rng = np.random.default_rng(24)
+    image, targets = random_scene((14, 15, 5), rng), 50 * rng.standard_normal((2, 5))
+    allowed = tolerance(np.float64, condition=CONDITION, terms=9)
+    scores = mahal.ace(image, targets[:1], window=(1, 9), subspace=True)
+    plain = mahal.ace(image, targets[0], window=(1, 9))
+    np.testing.assert_allclose(scores, plain, rtol=0, atol=allowed)
+    both = mahal.ace(image, targets, window=(1, 9), subspace=True)
+    assert (both >= plain - allowed).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rule", ["load", "nan"])
+@pytest.mark.parametrize("params", [{}, {"signed": True}, {"subspace": True}])
+def test_singular_windows(dtype: Any, rule: str, params: dict[str, Any]) -> None:
+    rng = np.random.default_rng(8)
+    image = random_scene((26, 30, 4), rng)
+    image[:12, :14] = image[0, 0]
+    image[3, 3] += 1
+    image = image.astype(dtype)
+    targets = some_targets(image, (2,), rng).astype(dtype)
+    want, want_status = reference_matched.ace(
+        image, targets, window=(3, 7), singular=rule, **params
+    )
+    with pytest.warns(mahal.SingularWarning, match=r"^ace: \d+ of 780"):
+        scores, status = mahal.ace(
+            image, targets, window=(3, 7), singular=rule, return_status=True, **params
+        )
+    np.testing.assert_array_equal(status, want_status)
+    np.testing.assert_array_equal(np.isnan(scores), np.isnan(want))
+    regular = status == reference.OK
+    # Windows at the rim of the flat region see few distinct pixels.
+    allowed = tolerance(dtype, condition=10 * CONDITION, terms=7)
+    np.testing.assert_allclose(scores[regular], want[regular], rtol=0, atol=allowed)
+    if rule == "load":
+        loaded = tolerance(dtype, condition=1 / reference.LOADING, terms=7)
+        np.testing.assert_allclose(scores[~regular], want[~regular], rtol=0, atol=loaded)
+
+
+def test_a_target_on_the_mean_of_a_window_costs_only_that_pixel() -> None:
+    rng = np.random.default_rng(25)
+    image = random_scene((20, 21, 3), rng)
+    ring = reference.ring_indices(9, 12, 20, 21, (1, 7))
+    # Numbers whose mean is exact.
+    image = np.rint(image)
+    samples = image.reshape(-1, 3)[ring]
+    image[6, 9] += np.rint(samples.mean(axis=0)) * 48 - samples.sum(axis=0)
+    target = image.reshape(-1, 3)[ring].mean(axis=0)
+    assert (target == np.rint(target)).all()
+    covariance = np.eye(3)
+    others = np.ones((20, 21), dtype=bool)
+    others[9, 12] = False
+    for params in ({"covariance": covariance}, {"covariance": covariance, "subspace": True}):
+        with pytest.warns(mahal.SingularWarning, match="1 of 420 pixels have .* target"):
+            scores, status = mahal.ace(
+                image, target[None], window=(1, 7), return_status=True, **params
+            )
+        np.testing.assert_array_equal(status[..., None] == reference.OK, others[..., None])
+        np.testing.assert_array_equal(np.isfinite(scores.reshape(20, 21)), others)
+
+
+def test_dependent_targets_have_no_subspace_in_windows_either() -> None:
+    rng = np.random.default_rng(26)
+    image, target = random_scene((12, 13, 4), rng), 50 * rng.standard_normal(4)
+    with pytest.warns(mahal.SingularWarning, match="156 of 156"):
+        scores, status = mahal.ace(
+            image, np.stack([target, target]), window=(1, 7), subspace=True, return_status=True
+        )
+    assert (status == reference.SINGULAR).all()
+    assert np.isnan(scores).all()
+
+
+@pytest.mark.parametrize("function", WINDOWED)
+def test_one_pixel_that_is_not_finite_costs_only_its_windows(function: Any) -> None:
+    rng = np.random.default_rng(27)
+    image, targets = random_scene((30, 26, 3), rng), 50 * rng.standard_normal((2, 3))
+    image[17, 12, 1] = np.nan
+    reference_of = getattr(reference_matched, function.__name__)
+    want, want_status = reference_of(image, targets, window=(3, 7))
+    scores, status = function(image, targets, window=(3, 7), return_status=True)
+    np.testing.assert_array_equal(status, want_status)
+    allowed = tolerance(np.float64, condition=CONDITION, terms=7) * np.nanmax(np.abs(want))
+    np.testing.assert_allclose(scores, want, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("function", WINDOWED)
+def test_masks_in_windows(function: Any) -> None:
+    rng = np.random.default_rng(28)
+    image, targets = random_scene((18, 17, 3), rng), 50 * rng.standard_normal((2, 3))
+    mask = rng.random((18, 17)) < 0.85
+    scores, status = function(image, targets, window=(1, 7), mask=mask, return_status=True)
+    spoiled = np.where(mask[..., None], image, np.nan)
+    again, same = function(spoiled, targets, window=(1, 7), mask=mask, return_status=True)
+    np.testing.assert_array_equal(again, scores)
+    np.testing.assert_array_equal(same, status)
+
+
+@pytest.mark.parametrize("window", [(3, 9), 11])
+@pytest.mark.parametrize("function", WINDOWED)
+def test_float32_scores_keep_their_promise_where_windows_are_ill_conditioned(
+    window: Any, function: Any
+) -> None:
+    # Smooth spectra whose differences all but vanish in the left half: beyond float32 there,
+    # while the whitening by the whole image knows the right half.
+    rng = np.random.default_rng(29)
+    image = np.cumsum(rng.standard_normal((80, 44, 48)), axis=2)
+    image[:, :22] = image[:, :22, :1] + 1e-3 * image[:, :22]
+    image[20:40, :22] += 40.0
+    image = image.astype(np.float32)
+    targets = np.stack([image[50, 30], image[10, 5], 3 * image[30, 10] + 1])
+    precise, aims = image.astype(np.float64), targets.astype(np.float64)
+    exact, status = function(precise, aims, window=window, return_status=True)
+    scores = function(image, targets, window=window)
+    assert (status == 0).all()
+    error = np.abs(scores - exact)
+    assert error.max() > 0
+    if function is mahal.matched_filter:
+        # Relative to |y| / |w|.
+        normalized = mahal.matched_filter(precise, aims, window=window, normalized=True)
+        lengths = np.abs(normalized / exact)
+        error *= lengths / np.sqrt(mahal.rx(precise, window=window))[..., None]
+    assert error.max() <= 1e-3
+
+
+@pytest.mark.parametrize("function", WINDOWED)
+def test_thread_counts_give_the_same_bits_in_windows(function: Any) -> None:
+    rng = np.random.default_rng(30)
+    image = random_scene((40, 53, 6), rng).astype(np.float32)
+    targets = (50 * rng.standard_normal((2, 6))).astype(np.float32)
+    first = function(image, targets, window=(3, 9), threads=1)
+    for count in (2, 3, 4):
+        again = function(image, targets, window=(3, 9), threads=count)
+        np.testing.assert_array_equal(again, first)
+
+
+def test_progress_is_reported() -> None:
+    rng = np.random.default_rng(31)
+    image = random_scene((70, 40, 4), rng)
+    seen: list[tuple[int, int]] = []
+    mahal.ace(
+        image,
+        image[0, 0] + 1,
+        window=(1, 5),
+        threads=1,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert [done for done, _ in seen] == list(range(1, seen[0][1] + 1))
+
+
 def test_a_phase_does_not_matter_to_complex_scores() -> None:
     rng = np.random.default_rng(19)
     image = random_scene((14, 15, 3), rng, circular=True, offset=0.0)
@@ -525,6 +763,12 @@ def test_bad_values(
     ("function", "target", "params", "argument"),
     [
         (mahal.ace, TARGET, {"covariance": np.eye(4)}, "covariance"),
+        (mahal.ace, TARGET, {"window": 4}, "window"),
+        (mahal.ace, TARGET, {"window": (1, 13)}, "window"),
+        (mahal.matched_filter, TARGET, {"window": (1, 3, 5)}, "window"),
+        (mahal.matched_filter, TARGET, {"window": 5, "border": "wrap"}, "border"),
+        (mahal.ace, TARGET, {"window": (1, 5), "background": IMAGE}, "background"),
+        (mahal.ace, np.array([np.nan, 1.0, 2.0]), {"window": (1, 5)}, "target"),
         (mahal.ace, TARGET, {"covariance": ASYMMETRIC}, "covariance"),
         (mahal.matched_filter, TARGET, {"covariance": -np.eye(3)}, "covariance"),
         (mahal.ace, np.stack([TARGET] * 2), {"subspace": True}, "target"),

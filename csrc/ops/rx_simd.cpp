@@ -377,11 +377,10 @@ struct LocalRx {
     return mem + s.matrix + (b.bands + 1 + k) * s.ld * L;
   }
 
-  // Element j of target k minus the mean of the window.
-  MAHAL_INLINE V target_difference(int k, int j, V reciprocal) const {
+  // Element j of target k relative to the origin.
+  MAHAL_INLINE V target(int k, int j) const {
     const double t = b.targets[static_cast<std::ptrdiff_t>(k) * b.padded + j];
-    const T near = static_cast<T>(t - static_cast<double>(mem[s.origin + j]));
-    return S::fnma(S::load(mem + s.sums + j * L), reciprocal, S::set1(near));
+    return S::set1(static_cast<T>(t - static_cast<double>(mem[s.origin + j])));
   }
 
   // Leaves the unit vectors q along L^-1 (t - m) in the rows below the pixel, orthogonal to each
@@ -391,7 +390,9 @@ struct LocalRx {
     const T* y = mem + s.matrix + b.bands * s.ld * L;
     for (int k = 0; k < b.target_count; ++k) {
       T* w = target_row(k);
-      for (int j = 0; j < b.bands; ++j) S::store(w + j * L, target_difference(k, j, reciprocal));
+      for (int j = 0; j < b.bands; ++j) {
+        S::store(w + j * L, S::fnma(S::load(mem + s.sums + j * L), reciprocal, target(k, j)));
+      }
     }
     rows.forward(target_row(0), b.target_count);
     for (int k = 0; k < b.target_count; ++k) {
@@ -414,22 +415,32 @@ struct LocalRx {
     return margin;
   }
 
-  // What rounding of the matrix, as for RX, and of t - m does to a unit vector and to its product
-  // with y, whose square is given and whose z = A^-1 d stands in its row.
-  __attribute__((noinline)) V check_targets(V reciprocal, V square, V margin) const {
+  // What a change of the matrix does to the cosine c between the unit vectors along y and w: with
+  // e_y and e_w the errors of their squares, relative to these, at most
+  // sqrt(e_y e_w) + |c| max(e_y, e_w). Then what rounding of t and m does to w and to its product with
+  // y, whose square and error are given and whose z = A^-1 d stands in its row.
+  __attribute__((noinline)) V check_targets(V reciprocal, V square, V error_of_y, V margin) const {
     const T* z = mem + s.matrix + b.bands * s.ld * L;
     const V share = S::set1(T(1) / b.trust);
+    const V error_y = error_of_y / square;
     for (int k = 0; k < b.target_count; ++k) {
       T* q = target_row(k);
-      margin = narrowed(margin, S::fnma(share, error(q), S::set1(T(1))));
+      const V error_w = error(q);
+      const V larger = S::max(error_y, error_w);
+      const V c = S::load(mem + s.products + k * L) / S::sqrt(square);
+      const V sum = S::fma(S::max(c, -c), larger, S::sqrt(error_y * error_w));
+      margin = narrowed(margin, S::fnma(share, sum, S::set1(T(1))));
+      // Beyond this the estimate, which is of first order, says little.
+      margin = narrowed(margin, S::fnma(share, larger, S::set1(T(16))));
       V own = S::zero();
       V across = S::zero();
       for (int j = 0; j < b.bands; ++j) {
-        const V d = target_difference(k, j, reciprocal);
-        const V a = d * S::load(q + j * L);
-        const V c = d * S::load(z + j * L);
-        own = S::fma(a, a, own);
-        across = S::fma(c, c, across);
+        const V t = target(k, j);
+        const V size = S::max(t * t, S::load(mem + s.peak + j * L) * reciprocal);
+        const V a = S::load(q + j * L);
+        const V x = S::load(z + j * L);
+        own = S::fma(a * a, size, own);
+        across = S::fma(x * x, size, across);
       }
       const V length = S::load(mem + s.lengths + k * L);
       margin = narrowed(margin, S::fnma(T(4) * share * share, own, length));
@@ -537,11 +548,13 @@ struct LocalRx {
     alignas(64) T value[L];
     alignas(64) T margin[L];
     if (b.target_count) cholesky.margin = solve_targets(reciprocal, cholesky.margin);
-    V least =
-        S::min(cholesky.margin, S::fnma(S::set1(T(1) / b.trust), error(border), square));
+    const V rounding = error(border);
+    V least;
     if (b.target_count) {
-      least = check_targets(reciprocal, square, least);
+      least = check_targets(reciprocal, square, rounding, cholesky.margin);
       store_targets(r, square, dof);
+    } else {
+      least = S::min(cholesky.margin, S::fnma(S::set1(T(1) / b.trust), rounding, square));
     }
     S::store(value, square * dof);
     S::store(margin, least);
