@@ -372,8 +372,9 @@ mahal::MatchedScore matched_score_from_name(const std::string& name) {
 }
 
 mahal::MatchedParams matched_params(const std::string& score, Sides window,
-                                    const std::string& border, bool load) {
+                                    const std::string& border, bool center, bool load) {
   mahal::MatchedParams params;
+  params.center = center;
   params.score = matched_score_from_name(score);
   params.window = window_of(window);
   params.border = border_from_name("matched", border);
@@ -383,17 +384,17 @@ mahal::MatchedParams matched_params(const std::string& score, Sides window,
 
 std::size_t matched_workspace(const Array& image, const Array& target, const Array& background,
                               const Array& covariance, const std::string& score, Sides window,
-                              const std::string& border, int threads) {
-  return mahal::matched_workspace(matched_params(score, window, border, true), image, target,
-                                  background, covariance, threads);
+                              const std::string& border, bool center, int threads) {
+  return mahal::matched_workspace(matched_params(score, window, border, center, true), image,
+                                  target, background, covariance, threads);
 }
 
 void matched(const Array& image, const Array& target, const Array& background,
              const Array& covariance, const Array& mask, const Array& scores, const Array& status,
              const Array& workspace, const std::string& score, Sides window,
-             const std::string& border, bool load, int threads, std::uintptr_t stream,
+             const std::string& border, bool center, bool load, int threads, std::uintptr_t stream,
              py::object progress) {
-  mahal::MatchedParams params = matched_params(score, window, border, load);
+  mahal::MatchedParams params = matched_params(score, window, border, center, load);
   params.progress = {&report_progress, &progress};
   const Unlock unlock;
   mahal::matched(params, image, target, background, covariance, mask, scores, status,

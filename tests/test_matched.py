@@ -135,6 +135,7 @@ COMPLEX_ACE = OpSpec(
             ((12, 15, 4), (2,), {"subspace": True}),
             ((14, 13, 4), (3,), {"background": "random"}),
             ((60, 3), (), {"covariance": "random"}),
+            ((22, 21, 3), (2,), {"center": False}),
             ((14, 13, 3), (2,), {"window": (3, 7), "covariance": "random"}),
             ((9, 8, 3), (2,), {"window": 5, "covariance": "random", "subspace": True}),
         ],
@@ -150,7 +151,7 @@ COMPLEX_FILTER = OpSpec(
     cases=cases_of(
         [
             ((12, 15, 4), (2,), {}),
-            ((40, 1, 3), (), {"normalized": True}),
+            ((40, 1, 3), (), {"normalized": True, "center": False}),
             ((60, 3), (), {"covariance": "random"}),
         ],
         circular=True,
@@ -716,6 +717,29 @@ def test_a_phase_does_not_matter_to_complex_scores() -> None:
     np.testing.assert_allclose(mahal.cem(image, target[0]), want, atol=allowed * want.max())
 
 
+def test_uncentred_detectors_of_radar() -> None:
+    rng = np.random.default_rng(33)
+    image = random_scene((300, 3), rng, circular=True, offset=0.0)
+    target = np.array([1.0, 1.0j, -1.0])
+    correlation = image.T @ image.conj() / 300
+    inverse = np.linalg.inv(correlation)
+    products = image @ (inverse @ target).conj()
+    power = np.einsum("ij,jk,ik->i", image.conj(), inverse, image).real
+    length = (target.conj() @ inverse @ target).real
+    allowed = tolerance(np.float64, condition=CONDITION, terms=6)
+    scores = mahal.ace(image, target, center=False)
+    np.testing.assert_allclose(scores, np.abs(products) ** 2 / length / power, atol=allowed)
+    # The square is the adaptive matched filter.
+    scores = mahal.matched_filter(image, target, center=False, normalized=True)
+    want = np.abs(products) ** 2 / length
+    np.testing.assert_allclose(scores**2, want, atol=allowed * want.max())
+    given = mahal.ace(image, target, center=False, covariance=correlation)
+    np.testing.assert_allclose(given, np.abs(products) ** 2 / length / power, atol=allowed)
+    real = random_scene((300, 3), rng)
+    plain = mahal.matched_filter(real, np.ones(3), center=False)
+    np.testing.assert_array_equal(plain, mahal.cem(real, np.ones(3)))
+
+
 def test_real_detectors_see_complex_images_with_real_values_alike() -> None:
     rng = np.random.default_rng(20)
     image, target = random_scene((14, 15, 3), rng), 50 * rng.standard_normal(3)
@@ -764,6 +788,8 @@ def test_bad_values(
     [
         (mahal.ace, TARGET, {"covariance": np.eye(4)}, "covariance"),
         (mahal.ace, TARGET, {"window": 4}, "window"),
+        (mahal.ace, TARGET, {"window": 5, "center": False}, "center"),
+        (mahal.ace, np.zeros(3), {"center": False}, "target"),
         (mahal.ace, TARGET, {"window": (1, 13)}, "window"),
         (mahal.matched_filter, TARGET, {"window": (1, 3, 5)}, "window"),
         (mahal.matched_filter, TARGET, {"window": 5, "border": "wrap"}, "border"),
@@ -804,10 +830,14 @@ def test_bad_types(
         getattr(mahal, name)(image, target, **params)
 
 
-def test_complex_images_have_no_sign_and_no_angle() -> None:
+def test_what_complex_images_do_not_have() -> None:
     image, target = IMAGE.astype(complex), TARGET.astype(complex)
     with pytest.raises(ValueError, match=r"^ace: signed: .*, got complex128$"):
         mahal.ace(image, target, signed=True)
+    with pytest.raises(ValueError, match=r"^ace: window: .*, got complex128$"):
+        mahal.ace(image, target, window=(1, 5))
+    with pytest.raises(TypeError, match=r"^ace: center: .*, got 1$"):
+        mahal.ace(image, target, center=1)
     with pytest.raises(TypeError, match=r"^spectral_angle: image: .*, got complex128$"):
         mahal.spectral_angle(image, target)
     with pytest.raises(TypeError, match=r"^ace: target: .*, got float64$"):

@@ -31,6 +31,10 @@ const char* op_name(const MatchedParams& params) {
   }
 }
 
+bool is_centered(const MatchedParams& params) {
+  return params.center && params.score != MatchedScore::cem;
+}
+
 bool is_cosine(MatchedScore score) {
   return score == MatchedScore::ace || score == MatchedScore::signed_ace ||
          score == MatchedScore::subspace_ace;
@@ -118,6 +122,12 @@ void check_inputs(const MatchedParams& params, const TensorView& image, const Te
     throw_value_error(op, "covariance", "must not be given", "one");
   }
   if (energy && is_local(params)) throw_value_error(op, "window", "must not be given", "one");
+  if (is_local(params) && !params.center) {
+    throw_value_error(op, "center", "must be true with a window", "false");
+  }
+  if (is_local(params) && is_complex(image.dtype) && !is_given(covariance)) {
+    throw_value_error(op, "window", "takes real images, or a covariance", dtype_name(image.dtype));
+  }
   if (is_complex(image.dtype) && params.score == MatchedScore::signed_ace) {
     throw_value_error(op, "signed", "must be false for complex images, which know no sign",
                       dtype_name(image.dtype));
@@ -144,10 +154,9 @@ void prepare_directions(const MatchedParams& params, const Plan& p, const Shape&
   for (int k = 0; k < s.targets; ++k) {
     double* w = p.directions + k * step;
     if (!subtract(w, p.offset, s.bands)) {
-      throw_value_error(
-          op, "target",
-          params.score == MatchedScore::cem ? "must not be zero" : "must differ from the mean",
-          "equal values at " + std::to_string(k));
+      throw_value_error(op, "target",
+                        is_centered(params) ? "must differ from the mean" : "must not be zero",
+                        "equal values at " + std::to_string(k));
     }
     forward(p.factor.lower, p.factor.padded, p.factor.inverse_diagonal, s.bands, w);
     if (params.score == MatchedScore::subspace_ace) {
@@ -283,7 +292,7 @@ void matched(const MatchedParams& params, const TensorView& image, const TensorV
   if (external) compute_mean(p.moments, image, mask, threads);
   const TensorView& samples = external ? background : image;
   const TensorView& usable = external ? TensorView{} : mask;
-  const bool center = params.score != MatchedScore::cem;
+  const bool center = is_centered(params);
   bool enough = true;
   if (fixed) {
     compute_mean(*source, samples, usable, threads);
@@ -297,7 +306,8 @@ void matched(const MatchedParams& params, const TensorView& image, const TensorV
                       "needs " + std::to_string(needed) + " usable pixels or more",
                       std::to_string(source->count));
   }
-  std::copy_n(source->mean, s.padded, p.offset);
+  std::fill_n(p.offset, s.padded, 0.0);
+  if (center) std::copy_n(source->mean, s.padded, p.offset);
   bool singular = false;
   if (fixed) {
     load_covariance(op, p.factor, covariance);

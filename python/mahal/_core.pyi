@@ -122,6 +122,7 @@ def matched_workspace(
     score: str,
     window: tuple[int, int],
     border: str,
+    center: bool,
     threads: int,
 ) -> int: ...
 def matched(
@@ -136,6 +137,7 @@ def matched(
     score: str,
     window: tuple[int, int],
     border: str,
+    center: bool,
     load: bool,
     threads: int,
     stream: int,

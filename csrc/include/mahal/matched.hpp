@@ -16,7 +16,8 @@ struct MatchedParams {
   Window window;  // outer 0: global statistics
   Border border = Border::shift;
   Singular singular = Singular::load;
-  Progress progress;  // with a window only
+  bool center = true;  // false: zero mean assumed, covariance with divisor N; without a window
+  Progress progress;   // with a window only
 };
 
 MAHAL_API std::size_t matched_workspace(const MatchedParams& params, const TensorView& image,

@@ -13,6 +13,7 @@ from mahal._arrays import (
     as_threads,
     as_window,
     check_choice,
+    check_flag,
     check_rank,
     empty,
     real_dtype_name,
@@ -35,6 +36,7 @@ def ace(
     subspace: bool = False,
     border: str = "shift",
     singular: str = "load",
+    center: bool = True,
     return_status: bool = False,
     threads: int | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -74,6 +76,9 @@ def ace(
         Rule for an S that is not positive definite, as for `mahal.rx`: ``load`` adds
         ``1e-10 trace(S) / bands`` to the diagonal of a global S, and 1e-6 of the global S to that
         of a window; ``nan`` scores NaN; ``raise`` raises `SingularError`.
+    center : bool
+        False: the mean is zero by assumption, ``m = 0`` and S has divisor N; the habit for
+        single-look complex radar images. Not with ``window``.
     return_status : bool
         Also return the status of every pixel.
     threads : int, optional
@@ -95,8 +100,8 @@ def ace(
     Raises
     ------
     ValueError
-        Wrong shapes; fewer samples than bands + 1; a target that is not finite or lies on the mean;
-        targets of a subspace that are linearly dependent.
+        Wrong shapes; fewer samples than bands + 1 (bands without ``center``); a target that is not
+        finite or lies on the mean; targets of a subspace that are linearly dependent.
     TypeError
         Arrays that are not numbers, or not of one library and dtype.
     SingularError
@@ -140,6 +145,7 @@ def ace(
         mask,
         border,
         singular,
+        center,
         return_status,
         threads,
         progress,
@@ -157,6 +163,7 @@ def matched_filter(
     normalized: bool = False,
     border: str = "shift",
     singular: str = "load",
+    center: bool = True,
     return_status: bool = False,
     threads: int | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -168,7 +175,7 @@ def matched_filter(
 
     Parameters
     ----------
-    image, target, window, background, covariance, mask, border, singular
+    image, target, window, background, covariance, mask, border, singular, center
         As for `mahal.ace`.
     return_status, threads, progress
         As for `mahal.ace`.
@@ -217,6 +224,7 @@ def matched_filter(
         mask,
         border,
         singular,
+        center,
         return_status,
         threads,
         progress,
@@ -270,6 +278,7 @@ def cem(
     J. C. Harsanyi, "Detection and classification of subpixel spectral signatures in hyperspectral
     image sequences", PhD thesis, University of Maryland Baltimore County, 1993.
     """
+    check_flag("cem", "center", center)
     score = "centered_cem" if center else "cem"
     return _scores(
         "cem",
@@ -282,6 +291,7 @@ def cem(
         mask,
         "shift",
         singular,
+        True,
         return_status,
         threads,
         None,
@@ -299,6 +309,7 @@ def _scores(
     mask: Any,
     border: str,
     singular: str,
+    center: bool,
     return_status: bool,
     threads: int | None,
     progress: Callable[[int, int], object] | None,
@@ -314,6 +325,7 @@ def _scores(
     if covariance is not None:
         covariance = as_float(op, "covariance", covariance, like=image)
     mask = as_mask(op, mask, image)
+    check_flag(op, "center", center)
     count = as_threads(op, threads)
     pixels = tuple(image.shape[:-1])
     maps = () if single or score == "subspace_ace" else (targets.shape[0],)
@@ -322,7 +334,7 @@ def _scores(
     memory = workspace(
         image,
         _core.matched_workspace(
-            image, targets, background, covariance, score, sides, border, count
+            image, targets, background, covariance, score, sides, border, center, count
         ),
     )
     _core.matched(
@@ -337,6 +349,7 @@ def _scores(
         score,
         sides,
         border,
+        center,
         singular == "load",
         count,
         stream(image),

@@ -136,6 +136,7 @@ def ace(
     subspace: bool = False,
     border: str = "shift",
     singular: str = "load",
+    center: bool = True,
 ) -> tuple[Float64, NDArray[np.uint8]]:
     """Adaptive cosine estimator and status; see `mahal.ace`.
 
@@ -153,6 +154,7 @@ def ace(
         mask=mask,
         border=border,
         singular=singular,
+        center=center,
     )
 
 
@@ -167,6 +169,7 @@ def matched_filter(
     normalized: bool = False,
     border: str = "shift",
     singular: str = "load",
+    center: bool = True,
 ) -> tuple[Float64, NDArray[np.uint8]]:
     """Matched filter and status; see `mahal.matched_filter`."""
     return _detect(
@@ -179,6 +182,7 @@ def matched_filter(
         mask=mask,
         border=border,
         singular=singular,
+        center=center,
     )
 
 
