@@ -29,7 +29,8 @@ void linear_scores(const LinearBlock<T>& b) {
       double value = product(direction, b.row, padded);
       if (b.pairs) {
         direction += padded;
-        value = __builtin_hypot(value, product(direction, b.row, padded));
+        const double other = product(direction, b.row, padded);
+        value = __builtin_sqrt(value * value + other * other);
       }
       b.score[i * b.count + k] = static_cast<T>(value);
     }
