@@ -26,7 +26,7 @@ MAHAL_INLINE void unit(double* row, int padded) {
     total = S::fma(v, v, total);
     S::store(row + j, v);
   }
-  const V length = S::sqrt(S::set1(S::sum(total)));
+  const V length = S::set1(__builtin_sqrt(S::sum(total)));
   for (int j = 0; j < padded; j += L) S::store(row + j, S::load(row + j) / length);
 }
 
