@@ -203,10 +203,10 @@ bool compute_moments(Moments& m, const TensorView& x, const TensorView& mask,
 }
 
 void weighted_moments(Moments& m, const TensorView& x, const TensorView& mask, const double* scale,
-                      double divisor, int threads) {
+                      int threads) {
   sum_products(m, x, mask, scale, threads);
   std::fill_n(m.chunk_sums, m.padded, 0.0);
-  join_products(m, x, m.chunk_sums, divisor);
+  join_products(m, x, m.chunk_sums, 1);
 }
 
 Factor plan_factor(Scratch& scratch, int bands) {

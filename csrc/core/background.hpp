@@ -84,10 +84,10 @@ struct Normalization {
 bool compute_moments(Moments& moments, const TensorView& x, const TensorView& mask,
                      const Normalization& normalization, int threads);
 
-// After compute_mean or compute_moments: the products about the mean of every usable pixel, both
-// factors scaled by its `scale`, over the divisor.
+// After compute_mean or compute_moments: the sum of the products about the mean of every usable
+// pixel, both factors scaled by its `scale`.
 void weighted_moments(Moments& moments, const TensorView& x, const TensorView& mask,
-                      const double* scale, double divisor, int threads);
+                      const double* scale, int threads);
 
 struct Factor {
   double* lower;  // padded leading dimension

@@ -145,24 +145,28 @@ struct Estimate {
     return total > 0 ? status_ok : status_singular;
   }
 
-  // The weighted products of all samples in place of the covariance. `room.distances` becomes the
-  // square roots of the weights.
+  // The weighted products of all samples in place of the covariance; returns the sum of the
+  // weights. `room.distances` becomes their square roots.
   template <class F>
-  void weigh(const F& weight, double divisor) const {
+  double weigh(const F& weight) const {
+    double total = 0;
     for (std::int64_t i = 0; i < m.pixels; ++i) {
-      room.distances[i] = std::sqrt(weight(room.distances[i]));
+      const double w = m.status[i] == status_ok ? weight(room.distances[i]) : 0.0;
+      room.distances[i] = std::sqrt(w);
+      total += w;
     }
-    weighted_moments(m, x, mask, room.distances, divisor, threads);
+    weighted_moments(m, x, mask, room.distances, threads);
+    return total;
   }
 
-  std::uint8_t iterate(double count, bool center) const {
+  std::uint8_t iterate(bool center) const {
     const bool tyler = estimation.estimator == Estimator::tyler;
     const auto direction = [](double d) { return d > 0 ? 1 / d : 0.0; };
     if (tyler) {
       find_distances(true);
       const double used = sum_distances([](double d) { return d > 0 ? 1.0 : 0.0; });
       if (used - (center ? 1 : 0) <= variables) return status_singular;
-      weigh(direction, 1);
+      weigh(direction);
       scale(variables / trace(m.covariance));
     }
     const double nu = estimation.nu;
@@ -171,11 +175,12 @@ struct Estimate {
       if (!find_distances(false)) return status_singular;
       std::copy_n(m.covariance, size, room.previous);
       if (tyler) {
-        weigh(direction, 1);
+        weigh(direction);
         scale(variables / trace(m.covariance));
       } else {
         const double numerator = parts * variables + nu;
-        weigh([&](double d) { return numerator / (nu + parts * d); }, count);
+        // The mean weight is 1 at the fixed point; dividing by it takes far fewer steps.
+        scale(1 / weigh([&](double d) { return numerator / (nu + parts * d); }));
       }
       const double change = sum_squares(
           [&](int i, int j) { return at(m.covariance, i, j) - at(room.previous, i, j); }, 0);
@@ -214,7 +219,7 @@ std::uint8_t estimate_moments(Moments& m, const TensorView& x, const TensorView&
                    is_complex(x.dtype) ? 2.0 : 1.0};
   const double count = static_cast<double>(m.count);
   if (!is_fixed_point(estimator)) return e.shrink(count);
-  const std::uint8_t status = e.iterate(count, normalization.center);
+  const std::uint8_t status = e.iterate(normalization.center);
   if (estimator == Estimator::tyler && scale == Scale::samples && status != status_singular) {
     if (!e.find_distances(false)) return status_singular;
     e.scale(e.sum_distances([](double d) { return d; }) / (count * e.variables));

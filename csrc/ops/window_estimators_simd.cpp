@@ -372,14 +372,20 @@ struct PixelPack {
     p.each_entry([&](std::ptrdiff_t k) { S::store(p.next + k, S::load(p.next + k) * scale); });
   }
 
+  // The weighted products of all samples in `next`; returns the sum of the weights.
   template <class Weight>
-  __attribute__((noinline)) void step(const Weight& weight) const {
+  __attribute__((noinline)) V step(const Weight& weight) const {
+    V total{};
     for (int begin = 0; begin < longest; begin += chunk) {
       const int end = begin + chunk < longest ? begin + chunk : longest;
-      p.each_distance(begin, end,
-                      [&](int k, V q) { S::store(p.weights + (k - begin) * L, weight(q)); });
+      p.each_distance(begin, end, [&](int k, V q) {
+        const V w = where(samples - S::set1(k), weight(q), V{});
+        S::store(p.weights + (k - begin) * L, w);
+        total = total + w;
+      });
       p.sum_chunk(begin, end);
     }
+    return total;
   }
 
   void iterate() {
@@ -415,8 +421,10 @@ struct PixelPack {
         step([&](V q) { return where(q, S::set1(1.0) / q, V{}); });
         scale_next(S::set1(bands) / p.trace(p.next));
       } else {
-        step([&](V q) { return numerator / S::fma(S::set1(static_cast<double>(E)), q, S::set1(nu)); });
-        scale_next(S::set1(1.0) / samples);
+        // The mean weight is 1 at the fixed point; dividing by it takes far fewer steps.
+        const V total = step(
+            [&](V q) { return numerator / S::fma(S::set1(static_cast<double>(E)), q, S::set1(nu)); });
+        scale_next(S::set1(1.0) / total);
       }
       const V change = p.sum_squares(
           [&](std::ptrdiff_t i) { return S::load(p.next + i) - S::load(p.current + i); });

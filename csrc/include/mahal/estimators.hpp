@@ -19,7 +19,8 @@ namespace mahal {
 //   student_t: the fixed point of S = 1 / N sum u z z^H, u = (p + nu) / (nu + z^H S^-1 z), complex
 //     u = (2 p + nu) / (nu + 2 z^H S^-1 z).
 // Fixed points are reached when the Frobenius norm of a step is not above `tolerance` of S. Tyler's
-// iteration starts at I, that of Student at S0.
+// iteration starts at I, that of Student at S0, and the latter divides by the sum of the weights
+// (Kent, Tyler and Vardi 1994), which is N at the fixed point, so as to reach it in fewer steps.
 enum class Estimator : std::uint8_t { scm, loading, ledoit_wolf, oas, tyler, student_t };
 
 struct Estimation {
