@@ -38,7 +38,7 @@ Plan make_plan(Scratch& scratch, const WindowEstimatorsParams& params, const Win
   p.tables = plan_windows(scratch, window, params.border, rows, cols);
   const std::size_t bytes = dispatch_isa([&]<Isa I>() {
     return WindowEstimatorsKernel<I>::scratch_bytes(real_bands(image), is_complex(image.dtype),
-                                                    window_samples(window));
+                                                    window_samples(window), window.outer);
   });
   p.worker_bytes = (bytes + 63) / 64 * 64;
   p.room = scratch.take<char>(static_cast<std::int64_t>(p.worker_bytes) * threads);

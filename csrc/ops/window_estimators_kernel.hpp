@@ -36,7 +36,7 @@ struct WindowEstimatorsBlock {
 template <Isa I>
 struct WindowEstimatorsKernel {
   static int lanes();
-  static std::size_t scratch_bytes(int bands, bool hermitian, int samples);
+  static std::size_t scratch_bytes(int bands, bool hermitian, int samples, int outer);
   static void run(const WindowEstimatorsBlock<float>&);
   static void run(const WindowEstimatorsBlock<double>&);
 };

@@ -22,6 +22,7 @@ struct Pack {
   const int width;      // elements per sample
   const int variables;  // bands as the user counts them
   const int capacity;   // samples
+  const int pitch;      // of a staged pixel
   double* samples;      // capacity x width; zero past the samples of a window
   double* norms;        // capacity: squared length of the samples before they were scaled
   double* weights;      // chunk
@@ -33,16 +34,18 @@ struct Pack {
   double* mean;     // width, relative to the origin
   double* test;     // width
   double* origin;   // width
+  double* staged;   // one row of the pixels of all windows, not interleaved
 
-  static std::size_t elements(int bands, int samples) {
+  static int padded(int bands) { return (bands + 7) / 8 * 8; }
+  static std::size_t elements(int bands, int samples, int outer) {
     const std::size_t n = static_cast<std::size_t>(bands);
     const std::size_t matrix = n * n / E;
-    return (static_cast<std::size_t>(samples) * (n + 1) + chunk + together * n + 3 * matrix +
-            4 * n) *
-           L;
+    const std::size_t interleaved =
+        static_cast<std::size_t>(samples) * (n + 1) + chunk + together * n + 3 * matrix + 5 * n;
+    return interleaved * L + static_cast<std::size_t>(outer + L) * padded(bands);
   }
   Pack(int bands, int sample_count, void* scratch)
-      : width(bands), variables(bands / E), capacity(sample_count) {
+      : width(bands), variables(bands / E), capacity(sample_count), pitch(padded(bands)) {
     double* at = static_cast<double*>(scratch);
     const auto take = [&](std::int64_t count) {
       double* here = at;
@@ -61,6 +64,7 @@ struct Pack {
     mean = take(width);
     test = take(width);
     origin = take(width);
+    staged = take(0);
   }
 
   MAHAL_INLINE double* sample(int k) const {
@@ -129,11 +133,11 @@ struct Pack {
   // next += sum of weight z z^H over the samples [begin, end), a chunk at most; from nothing when
   // begin is 0. The imaginary part of the diagonal stays zero.
   MAHAL_INLINE void sum_chunk(int begin, int end) const {
+    if constexpr (E == 2 && vector_registers == 32) {
+      // The whole triangle fits.
+      if (variables == 4) return sum_tile<4, 4, true>(0, 0, begin, end);
+    }
     for (int i0 = 0; i0 < variables; i0 += B) sum_rows<B>(i0, begin, end);
-  }
-  __attribute__((noinline)) void sum_products(int count) const {
-    for (int k = 0; k < chunk; ++k) S::store(weights + k * L, S::set1(1.0));
-    for (int k = 0; k < count; k += chunk) sum_chunk(k, k + chunk < count ? k + chunk : count);
   }
 
   // ---- Triangular systems.
@@ -248,7 +252,9 @@ struct PixelPack {
   alignas(64) double count[L];  // samples of each window
   std::uint8_t state[L];
   int longest = 0;
-  V samples, active, used;
+  V samples, active;
+  V used;    // samples that are not zero, for Tyler
+  V fourth;  // sum of their norms to the fourth power, for Ledoit and Wolf
 
   explicit PixelPack(const WindowEstimatorsBlock<T>& block)
       : b(block),
@@ -258,6 +264,35 @@ struct PixelPack {
   MAHAL_INLINE bool iterates() const {
     return b.estimation.estimator == Estimator::tyler ||
            b.estimation.estimator == Estimator::student_t;
+  }
+
+  // One pixel in float64; what follows its last band is never used.
+  MAHAL_INLINE void stage_pixel(const T* src, double* dst) const {
+    const PixelList<T>& list = b.pixels;
+    int j = 0;
+    if (list.band_stride == 1)
+      for (; j + L <= p.width; j += L) S::store(dst + j, S::widen(src + j));
+    for (; j < p.width; ++j) dst[j] = static_cast<double>(src[band_offset(list, j)]);
+  }
+  // The next sample of all lanes, which have as many so far.
+  MAHAL_INLINE void add_to_all(const double* const* src, int n) const {
+    double* dst = p.sample(n);
+    for (int j = 0; j < p.width; j += L) {
+      V x[L];
+      MAHAL_UNROLL
+      for (int l = 0; l < L; ++l) x[l] = S::load(src[l] + j);
+      S::transpose(x);
+      MAHAL_UNROLL
+      for (int i = 0; i < L; ++i) {
+        if (j + i >= p.width) continue;
+        double* origin = p.origin + (j + i) * L;
+        if (n == 0 && b.center) S::store(origin, x[i]);
+        const V d = x[i] - S::load(origin);
+        S::store(dst + (j + i) * L, d);
+        double* sum = p.mean + (j + i) * L;
+        S::store(sum, S::load(sum) + d);
+      }
+    }
   }
 
   // The samples of every lane relative to the first of them, or as they are without a mean.
@@ -272,31 +307,51 @@ struct PixelPack {
       cols[l] = b.col_begin + l < b.col_end ? b.col_begin + l : b.col_end - 1;
       n[l] = 0;
       state[l] = status_ok;
-      for (int j = 0; j < width; ++j) p.origin[j * L + l] = 0;
+      for (int j = 0; j < width; ++j) p.origin[j * L + l] = p.mean[j * L + l] = 0;
     }
+    const int first = b.cols.outer_start[cols[0]];
+    const int span = b.cols.outer_start[cols[L - 1]] + b.outer - first;
     for (int v = top; v < top + b.outer; ++v) {
       const bool guarded = v >= guard_top && v < guard_top + b.inner;
       const std::int64_t r = b.rows.index[v];
       const T* line = list.data + r * list.row_stride;
       const std::uint8_t* line_status = b.status + r * list.cols;
+      // Neighbouring windows share most of their pixels.
+      bool level = !guarded;
+      for (int u = 0; u < span; ++u) {
+        const std::int64_t c = b.cols.index[first + u];
+        stage_pixel(line + c * list.col_stride, p.staged + u * p.pitch);
+        level &= line_status[c] == status_ok;
+      }
+      for (int l = 1; l < L; ++l) level &= n[l] == n[0];
+      if (level) {
+        for (int k = 0; k < b.outer; ++k) {
+          const double* src[L];
+          for (int l = 0; l < L; ++l) {
+            src[l] = p.staged + (b.cols.outer_start[cols[l]] + k - first) * p.pitch;
+          }
+          add_to_all(src, n[0] + k);
+        }
+        for (int l = 0; l < L; ++l) n[l] += b.outer;
+        continue;
+      }
       for (int k = 0; k < b.outer; ++k) {
         for (int l = 0; l < L; ++l) {
           const int u = b.cols.outer_start[cols[l]] + k;
           const int guard_left = b.cols.inner_start[cols[l]];
           if (guarded && u >= guard_left && u < guard_left + b.inner) continue;
-          const std::int64_t c = b.cols.index[u];
-          if (line_status[c] == status_nonfinite) state[l] = status_nonfinite;
-          if (line_status[c] != status_ok) continue;
-          const T* src = line + c * list.col_stride;
+          const std::uint8_t usable = line_status[b.cols.index[u]];
+          if (usable == status_nonfinite) state[l] = status_nonfinite;
+          if (usable != status_ok) continue;
+          const double* src = p.staged + (u - first) * p.pitch;
           double* origin = p.origin + l;
-          if (n[l] == 0 && b.center) {
-            for (int j = 0; j < width; ++j) {
-              origin[j * L] = static_cast<double>(src[band_offset(list, j)]);
-            }
-          }
+          if (n[l] == 0 && b.center)
+            for (int j = 0; j < width; ++j) origin[j * L] = src[j];
           double* dst = p.sample(n[l]++) + l;
           for (int j = 0; j < width; ++j) {
-            dst[j * L] = static_cast<double>(src[band_offset(list, j)]) - origin[j * L];
+            const double d = src[j] - origin[j * L];
+            dst[j * L] = d;
+            p.mean[j * L + l] += d;
           }
         }
       }
@@ -320,28 +375,28 @@ struct PixelPack {
     }
   }
 
-  void center_samples() const {
+  // From the sums of the samples to their mean, which the test pixel loses here and the samples later.
+  void find_mean() const {
     for (int j = 0; j < p.width; ++j) {
-      V sum{};
-      if (b.center)
-        for (int k = 0; k < longest; ++k) sum = sum + S::load(p.sample(k) + j * L);
-      const V mean = b.center ? sum / samples : V{};
-      S::store(p.mean + j * L, mean);
+      double* mean = p.mean + j * L;
+      S::store(mean, b.center ? S::load(mean) / samples : V{});
       double* test = p.test + j * L;
-      S::store(test, S::load(test) - mean);
-      if (!b.center) continue;
-      for (int k = 0; k < longest; ++k) {
-        double* x = p.sample(k) + j * L;
-        S::store(x, where(samples - S::set1(k), S::load(x) - mean, V{}));
+      S::store(test, S::load(test) - S::load(mean));
+    }
+  }
+  MAHAL_INLINE void center(int begin, int end) const {
+    for (int k = begin; k < end; ++k) {
+      const V there = samples - S::set1(k);
+      double* x = p.sample(k);
+      for (int j = 0; j < p.width; ++j) {
+        S::store(x + j * L, where(there, S::load(x + j * L) - S::load(p.mean + j * L), V{}));
       }
     }
   }
-
   // Tyler's estimate knows the directions of the samples only: unit length keeps all in range.
-  void scale_to_unit() {
+  MAHAL_INLINE void scale_to_unit(int begin, int end) {
     constexpr double smallest = 1e-300;
-    used = V{};
-    for (int k = 0; k < longest; ++k) {
+    for (int k = begin; k < end; ++k) {
       double* x = p.sample(k);
       V largest{};
       for (int j = 0; j < p.width; ++j) {
@@ -359,6 +414,28 @@ struct PixelPack {
       for (int j = 0; j < p.width; ++j) S::store(x + j * L, S::load(x + j * L) * scale);
       S::store(p.norms + k * L, square * largest * largest);
       used = used + where(there, S::set1(1.0), V{});
+    }
+  }
+  MAHAL_INLINE void add_fourth_powers(int begin, int end) {
+    for (int k = begin; k < end; ++k) {
+      V norm{};
+      for (int j = 0; j < p.width; ++j) {
+        const V v = S::load(p.sample(k) + j * L);
+        norm = S::fma(v, v, norm);
+      }
+      fourth = S::fma(norm, norm, fourth);
+    }
+  }
+  // Makes the samples ready and leaves the sum of their products, unweighted, in `next`.
+  __attribute__((noinline)) void first_sum() {
+    used = fourth = V{};
+    for (int k = 0; k < chunk; ++k) S::store(p.weights + k * L, S::set1(1.0));
+    for (int begin = 0; begin < longest; begin += chunk) {
+      const int end = begin + chunk < longest ? begin + chunk : longest;
+      if (b.center) center(begin, end);
+      if (b.estimation.estimator == Estimator::tyler) scale_to_unit(begin, end);
+      if (b.estimation.estimator == Estimator::ledoit_wolf) add_fourth_powers(begin, end);
+      p.sum_chunk(begin, end);
     }
   }
 
@@ -392,12 +469,10 @@ struct PixelPack {
     const bool tyler = b.estimation.estimator == Estimator::tyler;
     const double bands = p.variables;
     active = S::set1(1.0);
+    first_sum();
     if (tyler) {
-      scale_to_unit();
-      p.sum_products(longest);
       scale_next(S::set1(bands) / p.trace(p.next));
     } else {
-      p.sum_products(longest);
       scale_next(S::set1(1.0) / samples);
     }
     accept();
@@ -456,7 +531,7 @@ struct PixelPack {
   void shrink() {
     const Estimation& e = b.estimation;
     const V bands = S::set1(p.variables);
-    p.sum_products(longest);
+    first_sum();
     V divisor = samples;
     if (e.estimator <= Estimator::loading && b.center) divisor = samples - S::set1(b.ddof);
     scale_next(S::set1(1.0) / divisor);
@@ -473,15 +548,6 @@ struct PixelPack {
       const V distance = p.sum_squares(entry, average);  // from S0 to a I
       V spread;
       if (e.estimator == Estimator::ledoit_wolf) {
-        V fourth{};
-        for (int k = 0; k < longest; ++k) {
-          V norm{};
-          for (int j = 0; j < p.width; ++j) {
-            const V v = S::load(p.sample(k) + j * L);
-            norm = S::fma(v, v, norm);
-          }
-          fourth = S::fma(norm, norm, fourth);
-        }
         spread = (fourth / samples - square) / samples;
       } else if (E == 1) {
         spread = (square + trace * trace) / (samples + one);
@@ -567,8 +633,7 @@ struct PixelPack {
   void run() {
     gather();
     samples = S::load(count);
-    used = samples;
-    center_samples();
+    find_mean();
     if (iterates()) {
       iterate();
     } else {
@@ -599,9 +664,9 @@ int WindowEstimatorsKernel<current_isa>::lanes() {
 }
 template <>
 std::size_t WindowEstimatorsKernel<current_isa>::scratch_bytes(int bands, bool hermitian,
-                                                               int samples) {
+                                                               int samples, int outer) {
   const std::size_t elements =
-      hermitian ? Pack<2>::elements(bands, samples) : Pack<1>::elements(bands, samples);
+      hermitian ? Pack<2>::elements(bands, samples, outer) : Pack<1>::elements(bands, samples, outer);
   return elements * sizeof(double);
 }
 template <>
