@@ -430,3 +430,22 @@ def test_complex_images_do_not_run_on_the_cuda_kernels() -> None:
             mahal.local_covariance(IMAGE.real, 3, center=False)
         with pytest.raises(RuntimeError, match=r"^cholesky: a: .*, got complex128$"):
             mahal.cholesky(np.eye(3) + 0j)
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_local_scores_follow_their_law(center: bool) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(9)
+    bands, inner, outer = 3, 3, 7
+    # One window per 7 columns: 600 independent ones.
+    image = random_scene((outer, 600 * outer, bands), rng, offset=0.0, circular=True)
+    scores = mahal.rx(image, window=(inner, outer), center=center, border="valid")
+    scores = scores[outer // 2, outer // 2 :: outer]
+    values = mahal.significance.rx_pvalue(
+        scores,
+        bands,
+        outer**2 - inner**2,
+        mean="estimated" if center else "known",
+        complex_data=True,
+    )
+    assert stats.kstest(values, "uniform").pvalue > 1e-3
