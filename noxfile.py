@@ -30,6 +30,7 @@ OPS = (
     "window_estimators",
     "complex",
     "covariance_distance",
+    "covariance_log",
     "change_map",
 )
 TORCH = "torch==2.13.0"

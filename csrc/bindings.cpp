@@ -15,6 +15,7 @@
 #include "mahal/cholesky.hpp"
 #include "mahal/context.hpp"
 #include "mahal/covariance_distance.hpp"
+#include "mahal/covariance_log.hpp"
 #include "mahal/error.hpp"
 #include "mahal/local_covariance.hpp"
 #include "mahal/mahalanobis.hpp"
@@ -266,6 +267,17 @@ void covariance_distance(const Array& a, const Array& b, const Array& score, con
                              workspace_of(workspace), execution_of(threads, stream));
 }
 
+std::size_t covariance_log_workspace(const Array& a, int threads) {
+  return mahal::covariance_log_workspace({}, a, threads);
+}
+
+void covariance_log(const Array& a, const Array& logarithm, const Array& status,
+                    const Array& workspace, double loading, int threads, std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::covariance_log({loading}, a, logarithm, status, workspace_of(workspace),
+                        execution_of(threads, stream));
+}
+
 struct ChangeMap {
   mahal::ChangeMapParams params;
 
@@ -480,6 +492,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("change_map", &change_map);
   m.def("covariance_distance_workspace", &covariance_distance_workspace);
   m.def("covariance_distance", &covariance_distance);
+  m.def("covariance_log_workspace", &covariance_log_workspace);
+  m.def("covariance_log", &covariance_log);
   m.def("whiten_workspace", &whiten_workspace);
   m.def("whiten", &whiten);
   m.def("mahalanobis_workspace", &mahalanobis_workspace);

@@ -346,5 +346,55 @@ struct Hermitian {
   }
 };
 
+// Lower triangles of the matrices of all lanes, in float64. Strides are in elements
+// of T. The diagonal is taken for real.
+template <class S, int C, class T>
+void load_lower(const T* const* sources, std::ptrdiff_t row_stride, std::ptrdiff_t col_stride,
+                int n, int ld, double* to) {
+  using V = typename S::V;
+  constexpr int L = S::lanes;
+  constexpr int size = C * L;
+  const int entries = n * n * C;
+  if (ld == n && entries >= L && col_stride == C && row_stride == n * C) {
+    // Small and contiguous: all entries in whole vectors, the last of which is moved back.
+    for (int e = 0; e < entries; e += L) {
+      const int from = e + L <= entries ? e : entries - L;
+      V r[L];
+  MAHAL_UNROLL
+      for (int l = 0; l < L; ++l) r[l] = S::widen(sources[l] + from);
+      S::transpose(r);
+      MAHAL_UNROLL
+      for (int l = 0; l < L; ++l) S::store(to + (from + l) * L, r[l]);
+    }
+    if constexpr (C == 2) {
+      for (int i = 0; i < n; ++i) S::store(to + (i * (n + 1) * C + 1) * L, S::zero());
+    }
+    return;
+  }
+  for (int i = 0; i < n; ++i) {
+    const int length = (i + 1) * C;
+    double* row = to + static_cast<std::ptrdiff_t>(i) * ld * size;
+    int k = 0;
+    if (col_stride == C) {
+      for (; k < length && i * row_stride + k + L <= (n - 1) * row_stride + n * C; k += L) {
+        V r[L];
+  MAHAL_UNROLL
+        for (int l = 0; l < L; ++l) r[l] = S::widen(sources[l] + i * row_stride + k);
+        S::transpose(r);
+        MAHAL_UNROLL
+        for (int l = 0; l < L; ++l)
+          if (k + l < length) S::store(row + (k + l) * L, r[l]);
+      }
+    }
+    for (; k < length; ++k) {
+      for (int l = 0; l < L; ++l) {
+        row[k * L + l] =
+            static_cast<double>(sources[l][i * row_stride + k / C * col_stride + k % C]);
+      }
+    }
+    if constexpr (C == 2) S::store(row + (length - 1) * L, S::zero());
+  }
+}
+
 }  // namespace
 }  // namespace mahal

@@ -56,6 +56,18 @@ struct Eigen {
     return done;
   }
 
+  // Where the eigenvalues are exact enough for their logarithms; in other lanes Hermitian::jacobi
+  // is called for.
+  static MAHAL_INLINE typename Math::W well_found(const double* values, int n, V converged) {
+    V least = S::load(values);
+    V most = least;
+    for (int k = 1; k < n; ++k) {
+      least = S::min(least, S::load(values + k * L));
+      most = S::max(most, S::load(values + k * L));
+    }
+    return (least > most * S::set1(1e-6)) & (converged > S::zero());
+  }
+
   // Reflections H_k = I - beta_k v v^H, with v below the diagonal of column k and beta_k on it.
   // Off-diagonal entries become real by unit phases of the columns.
   static void tridiagonalise(double* a, int n, int ld, double* d, double* e, double* phases,
@@ -108,7 +120,7 @@ struct Eigen {
       }
       const V diagonal = S::load(H::at(a, ld, i, i));
       const Num own = Num::load(p + i * size);
-      MAHAL_UNROLL
+    MAHAL_UNROLL
       for (int c = 0; c < C; ++c) sum.v[c] = S::fma(diagonal, vi.v[c], sum.v[c] + own.v[c]);
       sum.store(p + i * size);
     }

@@ -166,17 +166,7 @@ struct PairMetric {
     return S::set1(0.5) * total;
   }
 
-  // Eigenvalues that the QL algorithm finds exactly enough: it is exact relative to the largest.
   using Mask = typename Math::W;
-  static MAHAL_INLINE Mask well_found(const double* values, int n, V converged) {
-    V least = S::load(values);
-    V most = least;
-    for (int k = 1; k < n; ++k) {
-      least = S::min(least, S::load(values + k * L));
-      most = S::max(most, S::load(values + k * L));
-    }
-    return (least > most * S::set1(1e-6)) & (converged > S::zero());
-  }
   // Whether a regular pair needs the slower way.
   MAHAL_INLINE bool any_left(Mask found) const {
     return S::any_greater(found ? S::zero() : margin, S::zero());
@@ -207,7 +197,7 @@ struct PairMetric {
     }
     const V converged =
         Eigen<S, C>::template decompose<false, 1>(product, 0, n, ld, norms, nullptr, eigen);
-    const Mask found = well_found(norms, n, converged);
+    const Mask found = Eigen<S, C>::well_found(norms, n, converged);
     const V sum = log_norm(norms, n);
     if (!any_left(found)) return sum;
     const V turned = H::template jacobi<1>(work, 0, n, n, n, ld, norms);
@@ -264,7 +254,8 @@ struct PairMetric {
     const V converged =
         Eigen<S, C>::template decompose<true, 2>(work, size, n, ld, weights, vectors, eigen);
     const Mask found =
-        well_found(weights, n, converged) & well_found(weights + n * L, n, converged);
+        Eigen<S, C>::well_found(weights, n, converged) &
+        Eigen<S, C>::well_found(weights + n * L, n, converged);
     for (int k = 0; k < 2 * n; ++k) {
       S::store(weights + k * L, Math::log(S::load(weights + k * L)));
     }

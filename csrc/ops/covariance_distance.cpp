@@ -7,6 +7,7 @@
 
 #include "core/checks.hpp"
 #include "core/dispatch.hpp"
+#include "core/matrix_batch.hpp"
 #include "core/scratch.hpp"
 #include "core/threads.hpp"
 #include "ops/covariance_distance_kernel.hpp"
@@ -44,73 +45,12 @@ void check_inputs(const CovarianceDistanceParams& params, const TensorView& a,
   }
 }
 
-// The axes before the matrices, joined where both arrays allow.
-struct Batch {
-  int rank = 0;
-  std::int64_t count = 1;
-  std::int64_t shape[max_rank], a_strides[max_rank], b_strides[max_rank];
-};
-
-Batch batch_of(const TensorView& a, const TensorView& b) {
-  Batch batch;
-  for (int axis = 0; axis + 2 < a.rank; ++axis) {
-    const std::int64_t n = a.shape[axis];
-    batch.count *= n;
-    if (n == 1) continue;
-    const int last = batch.rank - 1;
-    if (last >= 0 && batch.a_strides[last] == n * a.strides[axis] &&
-        batch.b_strides[last] == n * b.strides[axis]) {
-      batch.shape[last] *= n;
-      batch.a_strides[last] = a.strides[axis];
-      batch.b_strides[last] = b.strides[axis];
-    } else {
-      batch.shape[batch.rank] = n;
-      batch.a_strides[batch.rank] = a.strides[axis];
-      batch.b_strides[batch.rank++] = b.strides[axis];
-    }
-  }
-  return batch;
-}
-
-struct Offsets {
-  std::int64_t a, b;
-};
-Offsets offsets_of(const Batch& batch, std::int64_t index) {
-  Offsets at{0, 0};
-  for (int axis = batch.rank - 1; axis > 0; --axis) {
-    const std::int64_t k = index % batch.shape[axis];
-    index /= batch.shape[axis];
-    at.a += k * batch.a_strides[axis];
-    at.b += k * batch.b_strides[axis];
-  }
-  if (batch.rank > 0) {
-    at.a += index * batch.a_strides[0];
-    at.b += index * batch.b_strides[0];
-  }
-  return at;
-}
-
 std::size_t worker_bytes(const TensorView& a) {
   const std::size_t bytes = dispatch_isa([&]<Isa I>() {
     return CovarianceDistanceKernel<I>::scratch_bytes(static_cast<int>(a.shape[a.rank - 1]),
                                                       is_complex(a.dtype));
   });
   return (bytes + 63) / 64 * 64;
-}
-
-// Keeps a task near 10^5 operations.
-std::int64_t packs_per_task(std::int64_t p) { return std::max<std::int64_t>(1, 8192 / (p * p)); }
-
-template <class T>
-bool lower_is_finite(const T* m, std::ptrdiff_t rows, std::ptrdiff_t cols, int n, int parts) {
-  for (int i = 0; i < n; ++i) {
-    for (int j = 0; j <= i; ++j) {
-      const T* element = m + i * rows + j * cols;
-      if (!std::isfinite(element[0])) return false;
-      if (parts == 2 && j < i && !std::isfinite(element[1])) return false;
-    }
-  }
-  return true;
 }
 
 }  // namespace
@@ -129,7 +69,7 @@ void covariance_distance(const CovarianceDistanceParams& params, const TensorVie
   check_inputs(params, a, b);
   check_given(op, "score", score);
   check_given(op, "status", status);
-  const Batch batch = batch_of(a, b);
+  const MatrixBatch batch = matrix_batch(a, b);
   if (score.dtype != real_dtype(a.dtype) || element_count(score) != batch.count ||
       !is_contiguous(score) || score.read_only) {
     throw_value_error(op, "score", "must be contiguous and real with one element per pair",
@@ -162,7 +102,7 @@ void covariance_distance(const CovarianceDistanceParams& params, const TensorVie
       const T* const a_data = static_cast<const T*>(a.data);
       const T* const b_data = static_cast<const T*>(b.data);
       const std::int64_t packs = (batch.count + lanes - 1) / lanes;
-      const std::int64_t per_task = packs_per_task(common.n);
+      const std::int64_t per_task = matrix_packs_per_task(common.n);
       const std::int64_t tasks = (packs + per_task - 1) / per_task;
       parallel_for(threads, tasks, [&](std::int64_t task, int worker) {
         CovarianceDistanceBlock<T> block = common;
@@ -172,7 +112,7 @@ void covariance_distance(const CovarianceDistanceParams& params, const TensorVie
           const std::int64_t first = pack * lanes;
           block.count = static_cast<int>(std::min<std::int64_t>(lanes, batch.count - first));
           for (int k = 0; k < lanes; ++k) {
-            const Offsets at = offsets_of(batch, first + std::min(k, block.count - 1));
+            const MatrixOffsets at = matrix_offsets(batch, first + std::min(k, block.count - 1));
             block.a[k] = a_data + parts * at.a;
             block.b[k] = b_data + parts * at.b;
           }

@@ -11,10 +11,12 @@ from mahal._info import info
 from mahal.ops.change_map import change_map
 from mahal.ops.cholesky import cholesky
 from mahal.ops.covariance_distance import covariance_distance
+from mahal.ops.covariance_log import covariance_log
 from mahal.ops.local_covariance import local_covariance
 from mahal.ops.mahalanobis import mahalanobis
 from mahal.ops.matched import ace, cem, matched_filter
 from mahal.ops.mean_covariance import mean_covariance
+from mahal.ops.multiscale_covariance import multiscale_covariance
 from mahal.ops.rx import rx
 from mahal.ops.spectral_angle import spectral_angle
 from mahal.ops.whiten import whiten
@@ -34,11 +36,13 @@ __all__ = [
     "change_map",
     "cholesky",
     "covariance_distance",
+    "covariance_log",
     "info",
     "local_covariance",
     "mahalanobis",
     "matched_filter",
     "mean_covariance",
+    "multiscale_covariance",
     "rx",
     "spectral_angle",
     "whiten",

@@ -16,7 +16,7 @@ from mahal.testing.reference import (
     ring_indices,
 )
 
-__all__ = ["change_map", "covariance_distance", "pair_score"]
+__all__ = ["change_map", "covariance_distance", "covariance_log", "pair_score"]
 
 Float64: TypeAlias = NDArray[np.float64]
 Field: TypeAlias = NDArray[Any]
@@ -124,6 +124,29 @@ def covariance_distance(
     for at in np.ndindex(*batch):
         score[at] = pair_score(first[at], second[at], metric, squared, n, m)
     return score
+
+
+def covariance_log(a: ArrayLike, *, loading: float = 0.0) -> Field:
+    """Reference of `mahal.covariance_log` for matrices that are positive definite.
+
+    Parameters
+    ----------
+    a : (..., p, p) array
+    loading : float
+
+    Returns
+    -------
+    (..., p, p) float64 or complex128 array
+    """
+    matrices = np.asarray(a)
+    matrices = matrices.astype(complex if matrices.dtype.kind == "c" else float)
+    size = matrices.shape[-1]
+    logarithm = np.zeros_like(matrices)
+    for at in np.ndindex(*matrices.shape[:-2]):
+        one = matrices[at]
+        one = one + loading * np.trace(one).real / size * np.eye(size)
+        logarithm[at] = _function(one, np.log)
+    return logarithm
 
 
 def _window(
