@@ -32,6 +32,7 @@ OPS = (
     "covariance_distance",
     "covariance_log",
     "change_map",
+    "structural_similarity",
 )
 TORCH = "torch==2.13.0"
 

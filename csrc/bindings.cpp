@@ -23,6 +23,7 @@
 #include "mahal/mean_covariance.hpp"
 #include "mahal/rx.hpp"
 #include "mahal/spectral_angle.hpp"
+#include "mahal/structural_similarity.hpp"
 #include "mahal/whiten.hpp"
 #include "mahal/window_estimators.hpp"
 
@@ -278,6 +279,44 @@ void covariance_log(const Array& a, const Array& logarithm, const Array& status,
                         execution_of(threads, stream));
 }
 
+mahal::MapBorder map_border_from_name(const char* op, const std::string& name) {
+  if (name == "clip") return mahal::MapBorder::clip;
+  if (name == "shift") return mahal::MapBorder::shift;
+  if (name == "reflect") return mahal::MapBorder::reflect;
+  if (name == "valid") return mahal::MapBorder::valid;
+  mahal::throw_value_error(op, "border", "must be 'clip', 'shift', 'reflect' or 'valid'",
+                           quoted(name));
+}
+
+mahal::StructuralSimilarityParams similarity_params(int window, double sigma, double data_range,
+                                                    double k1, double k2, int ddof,
+                                                    const std::string& border) {
+  return {window,
+          sigma,
+          data_range,
+          k1,
+          k2,
+          ddof,
+          map_border_from_name("structural_similarity", border)};
+}
+
+std::size_t structural_similarity_workspace(const Array& first, const Array& second, int window,
+                                            double sigma, double data_range, double k1, double k2,
+                                            int ddof, const std::string& border, int threads) {
+  return mahal::structural_similarity_workspace(
+      similarity_params(window, sigma, data_range, k1, k2, ddof, border), first, second, threads);
+}
+
+void structural_similarity(const Array& first, const Array& second, const Array& score,
+                           const Array& workspace, int window, double sigma, double data_range,
+                           double k1, double k2, int ddof, const std::string& border, int threads,
+                           std::uintptr_t stream) {
+  const auto params = similarity_params(window, sigma, data_range, k1, k2, ddof, border);
+  const Unlock unlock;
+  mahal::structural_similarity(params, first, second, score, workspace_of(workspace),
+                               execution_of(threads, stream));
+}
+
 struct ChangeMap {
   mahal::ChangeMapParams params;
 
@@ -285,10 +324,7 @@ struct ChangeMap {
             bool center, int ddof, bool channel_divisor) {
     params.metric = metric_from_name("change_map", metric);
     params.window = window;
-    params.border = border == "clip"      ? mahal::MapBorder::clip
-                    : border == "shift"   ? mahal::MapBorder::shift
-                    : border == "reflect" ? mahal::MapBorder::reflect
-                                          : mahal::MapBorder::valid;
+    params.border = map_border_from_name("change_map", border);
     params.squared = squared;
     params.center = center;
     params.ddof = ddof;
@@ -494,6 +530,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("covariance_distance", &covariance_distance);
   m.def("covariance_log_workspace", &covariance_log_workspace);
   m.def("covariance_log", &covariance_log);
+  m.def("structural_similarity_workspace", &structural_similarity_workspace);
+  m.def("structural_similarity", &structural_similarity);
   m.def("whiten_workspace", &whiten_workspace);
   m.def("whiten", &whiten);
   m.def("mahalanobis_workspace", &mahalanobis_workspace);

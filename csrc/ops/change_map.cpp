@@ -9,6 +9,7 @@
 #include "core/checks.hpp"
 #include "core/dispatch.hpp"
 #include "core/image_checks.hpp"
+#include "core/map_edges.hpp"
 #include "core/threads.hpp"
 #include "core/windows.hpp"
 #include "ops/change_map_kernel.hpp"
@@ -100,24 +101,6 @@ TensorView real_part(const TensorView& image) {
   return view;
 }
 
-// Pixels without a window of their own take the score of the nearest one that has it, or none.
-template <class T>
-void fill_edges(const WindowTables& t, MapBorder border, int rows, int cols, T* score,
-                std::uint8_t* status) {
-  for (int r = 0; r < rows; ++r) {
-    const int from_row = std::clamp(r, t.rows_begin, t.rows_end - 1);
-    for (int c = 0; c < cols; ++c) {
-      const int from_col = std::clamp(c, t.cols_begin, t.cols_end - 1);
-      if (from_row == r && from_col == c) continue;
-      const std::int64_t to = static_cast<std::int64_t>(r) * cols + c;
-      const std::int64_t from = static_cast<std::int64_t>(from_row) * cols + from_col;
-      const bool copied = border == MapBorder::shift;
-      score[to] = copied ? score[from] : std::numeric_limits<T>::quiet_NaN();
-      status[to] = copied ? status[from] : std::uint8_t{status_masked};
-    }
-  }
-}
-
 }  // namespace
 
 std::size_t change_map_workspace(const ChangeMapParams& params, const TensorView& first,
@@ -180,7 +163,11 @@ void change_map(const ChangeMapParams& params, const TensorView& first, const Te
         ChangeMapKernel<I>::run(block);
       });
     });
-    fill_edges(t, params.border, common.rows, common.cols, common.score, common.status);
+    const bool copied = params.border == MapBorder::shift;
+    fill_edges(t, copied, common.rows, common.cols, 1, common.score,
+               std::numeric_limits<T>::quiet_NaN());
+    fill_edges(t, copied, common.rows, common.cols, 1, common.status,
+               static_cast<std::uint8_t>(status_masked));
   });
 }
 

@@ -19,6 +19,7 @@ from mahal.ops.mean_covariance import mean_covariance
 from mahal.ops.multiscale_covariance import multiscale_covariance
 from mahal.ops.rx import rx
 from mahal.ops.spectral_angle import spectral_angle
+from mahal.ops.structural_similarity import structural_similarity
 from mahal.ops.whiten import whiten
 
 __version__: str = _core.build_info()["version"]
@@ -45,6 +46,7 @@ __all__ = [
     "multiscale_covariance",
     "rx",
     "spectral_angle",
+    "structural_similarity",
     "whiten",
     *_LAZY,
 ]

@@ -110,6 +110,33 @@ def covariance_log_workspace(a: Any, threads: int) -> int: ...
 def covariance_log(
     a: Any, logarithm: Any, status: Any, workspace: Any, loading: float, threads: int, stream: int
 ) -> None: ...
+def structural_similarity_workspace(
+    first: Any,
+    second: Any,
+    window: int,
+    sigma: float,
+    data_range: float,
+    k1: float,
+    k2: float,
+    ddof: int,
+    border: str,
+    threads: int,
+) -> int: ...
+def structural_similarity(
+    first: Any,
+    second: Any,
+    score: Any,
+    workspace: Any,
+    window: int,
+    sigma: float,
+    data_range: float,
+    k1: float,
+    k2: float,
+    ddof: int,
+    border: str,
+    threads: int,
+    stream: int,
+) -> None: ...
 def whiten_workspace(x: Any, threads: int) -> int: ...
 def whiten(
     x: Any, mean: Any, covariance: Any, y: Any, workspace: Any, threads: int, stream: int

@@ -16,7 +16,13 @@ from mahal.testing.reference import (
     ring_indices,
 )
 
-__all__ = ["change_map", "covariance_distance", "covariance_log", "pair_score"]
+__all__ = [
+    "change_map",
+    "covariance_distance",
+    "covariance_log",
+    "pair_score",
+    "structural_similarity",
+]
 
 Float64: TypeAlias = NDArray[np.float64]
 Field: TypeAlias = NDArray[Any]
@@ -239,3 +245,66 @@ def _regular(a: Field) -> bool:
     root = np.sqrt(variances)
     values = np.linalg.eigvalsh(a / root[:, None] / root)
     return bool(values[0] > CHANGE_PIVOT)
+
+
+def structural_similarity(
+    first: ArrayLike,
+    second: ArrayLike,
+    window: int,
+    *,
+    data_range: float,
+    sigma: float | None = None,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    ddof: int | None = None,
+    border: str = "reflect",
+    channels: str = "mean",
+) -> Float64:
+    """Reference of `mahal.structural_similarity`: one window after the other.
+
+    Parameters
+    ----------
+    first, second, window, data_range, sigma, k1, k2, ddof, border, channels
+        As there; the window must be given.
+
+    Returns
+    -------
+    (rows, cols) or (rows, cols, channels) float64 array
+    """
+    images = [np.asarray(image, dtype=np.float64) for image in (first, second)]
+    shape = images[0].shape
+    rows, cols = shape[:2]
+    images = [image.reshape(rows, cols, -1) for image in images]
+    c1, c2 = (k1 * data_range) ** 2, (k2 * data_range) ** 2
+    degrees = (0 if sigma else 1) if ddof is None else ddof
+    half = window // 2
+    offsets = np.arange(-half, half + 1)
+    score = np.full(images[0].shape, np.nan)
+    for row, col in np.ndindex(rows, cols):
+        at = (row, col)
+        if border == "shift":
+            at = (min(max(row, half), rows - 1 - half), min(max(col, half), cols - 1 - half))
+        where = _window(*at, rows, cols, window, border)
+        if where is None:
+            continue
+        weights = np.ones((window, window))
+        if sigma:
+            weights = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * sigma**2))
+        if border == "clip":
+            inside = [
+                (a + offsets >= 0) & (a + offsets < n) for a, n in zip(at, shape, strict=False)
+            ]
+            weights = weights[np.ix_(*inside)]
+        weights = weights / weights.sum()
+        norm = weights.size / (weights.size - degrees)
+        for j in range(images[0].shape[2]):
+            x, y = (image[np.ix_(*where)][:, :, j] for image in images)
+            mx, my = (weights * x).sum(), (weights * y).sum()
+            vx, vy = (norm * (weights * (z - m) ** 2).sum() for z, m in ((x, mx), (y, my)))
+            xy = norm * (weights * (x - mx) * (y - my)).sum()
+            score[row, col, j] = ((2 * mx * my + c1) * (2 * xy + c2)) / (
+                (mx**2 + my**2 + c1) * (vx + vy + c2)
+            )
+    if len(shape) == 2:
+        return score[:, :, 0]
+    return score.mean(-1) if channels == "mean" else score
