@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mahal import _core
 from mahal._arrays import (
     Array,
@@ -99,18 +97,12 @@ def structural_similarity(
         raise TypeError(f"{op}: ddof: must be a whole number, got {ddof!r}")
     degrees = (0 if gaussian else 1) if ddof is None else ddof
     count = as_threads(op, threads)
-    options: tuple[Any, ...] = (
-        side,
-        width,
-        float(data_range),
-        float(k1),
-        float(k2),
-        degrees,
-        border,
+    constants = (side, width, float(data_range), float(k1), float(k2), degrees, border)
+    memory = workspace(
+        first, _core.structural_similarity_workspace(first, second, *constants, count)
     )
-    memory = workspace(first, _core.structural_similarity_workspace(first, second, *options, count))
     score = empty(first, tuple(first.shape), dtype_name(first))
-    _core.structural_similarity(first, second, score, memory, *options, count, stream(first))
+    _core.structural_similarity(first, second, score, memory, *constants, count, stream(first))
     if flat:
         return score[:, :, 0]
     return score.mean(-1) if channels == "mean" else score
