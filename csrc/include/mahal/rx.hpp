@@ -47,7 +47,8 @@ MAHAL_API std::size_t rx_workspace(const RxParams& params, const TensorView& ima
 // pixels; false leaves a pixel out. score: the shape of the pixels, dtype of the image or of its
 // parts; status: uint8, likewise: 0 scored, 1 too few samples, 2 singular covariance (see
 // Singular), 3 a value that is not finite in the pixel or its window, 4 masked or, with
-// Border::valid, at the edge. Scores of 1, 3, 4 are NaN.
+// Border::valid, at the edge, 5 scored with an estimate that has not converged. Scores of 1, 3, 4
+// are NaN, and those of 2 unless the estimator is scm.
 MAHAL_API void rx(const RxParams& params, const TensorView& image, const TensorView& background,
                   const TensorView& covariance, const TensorView& mask, const TensorView& score,
                   const TensorView& status, const Workspace& workspace, const Execution& execution);
