@@ -119,6 +119,18 @@ def test_knowing_the_target_finds_more_than_rx(folder, name, detector):
     assert areas.auc_df > GLOBAL[name][0]
 
 
+@pytest.mark.parametrize("name", ["sandiego-57px.mat", "hydice-autoad-17px.mat"])
+def test_knowing_the_target_finds_more_than_rx_in_windows_too(folder, name):
+    scene = bench.read(folder, SOURCES[name])
+    image = scene.image.astype(np.float32)
+    target = image[scene.truth].mean(axis=0)
+    scores = mahal.ace(image, target, window=(5, 21))
+    assert metrics.roc_areas(scores, scene.truth).auc_df > LOCAL[name]
+    exact = mahal.ace(image.astype(np.float64), target.astype(np.float64), window=(5, 21))
+    error = np.abs(scores - exact).max()
+    assert 0 < error <= 1e-3
+
+
 def test_windows_that_are_not_positive_definite_are_counted(folder):
     scene = scenes.read(folder / "muufl-51x88x72.mat")
     assert scene.image.shape == (51, 88, 72)
