@@ -7,7 +7,7 @@ from typing import Any
 import mahal
 import numpy as np
 import pytest
-from mahal.testing import random_scene, reference_change, tolerance
+from mahal.testing import random_scene, reference, reference_change, tolerance
 
 WINDOWS = [3, (1, 7), 9]
 
@@ -50,6 +50,39 @@ def test_vectors_of_logarithms_keep_distances() -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+def test_complex_images(dtype: Any) -> None:
+    rng = np.random.default_rng(7)
+    parts = [random_scene((12, 13, 3), rng) for _ in range(2)]
+    image = (parts[0] + 1j * parts[1]).astype(dtype)
+    mask = rng.random((12, 13)) < 0.9
+    params: dict[str, Any] = {"border": "reflect", "mask": mask}
+    matrices = mahal.multiscale_covariance(image, [5, (1, 7)], **params)
+    assert matrices.shape == (12, 13, 2, 3, 3)
+    assert matrices.dtype == dtype
+    np.testing.assert_array_equal(matrices, matrices.conj().swapaxes(-1, -2))
+    allowed = tolerance(dtype, condition=1e3, terms=49)
+    for k, window in enumerate([5, (1, 7)]):
+        _, expected = reference.local_covariance(image, window, **params)
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(matrices[:, :, k], expected, rtol=0, atol=allowed * scale)
+    packed = mahal.multiscale_covariance(image, [5, (1, 7)], form="packed", **params)
+    assert packed.dtype == dtype
+    rows, cols = np.triu_indices(3)
+    np.testing.assert_array_equal(packed, matrices[..., rows, cols])
+    vectors = mahal.multiscale_covariance(image, [5, (1, 7)], form="log", **params)
+    assert vectors.dtype == dtype
+    factors = np.where(rows == cols, 1.0, 2.0**0.5)
+    expected = reference_change.covariance_log(matrices)[..., rows, cols] * factors
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=allowed * np.abs(expected).max())
+    np.testing.assert_allclose(
+        np.linalg.norm(vectors[:, :, 0] - vectors[:, :, 1], axis=-1),
+        mahal.covariance_distance(matrices[:, :, 0], matrices[:, :, 1], "logeuclid"),
+        rtol=0,
+        atol=allowed * np.abs(expected).max(),
+    )
+
+
 def test_few_samples_have_a_logarithm_once_loaded() -> None:
     image = random_scene((9, 10, 12), np.random.default_rng(5))
     vectors = mahal.multiscale_covariance(image, [3, 7], form="log")
@@ -82,9 +115,22 @@ def test_tensors() -> None:
         (5, {}, "windows"),
         ([3], {"form": "vector"}, "form"),
         ([3], {"loading": 0.1}, "loading"),
+        ([3], {"loading": -0.1, "form": "log"}, "loading"),
+        ([4], {}, "windows"),
+        ([3, 11], {}, "windows"),
+        ([(5, 3)], {}, "windows"),
+        ([3], {"border": "wrap"}, "border"),
+        ([3], {"ddof": -1}, "ddof"),
+        ([3], {"threads": 0}, "threads"),
     ],
 )
 def test_bad_values(windows: Any, params: dict[str, Any], argument: str) -> None:
     image = np.ones((9, 9, 2))
     with pytest.raises(ValueError, match=rf"^multiscale_covariance: {argument}: .*, got .*$"):
         mahal.multiscale_covariance(image, windows, **params)
+
+
+def test_bad_types() -> None:
+    for windows, params, argument in (([3.5], {}, "windows"), ([3], {"ddof": 1.0}, "ddof")):
+        with pytest.raises(TypeError, match=rf"^multiscale_covariance: {argument}: .*, got .*$"):
+            mahal.multiscale_covariance(np.ones((9, 9, 2)), windows, **params)

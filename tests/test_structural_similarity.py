@@ -118,16 +118,25 @@ def test_it_is_the_local_covariance_of_two_channels() -> None:
     )
 
 
-def test_values_that_are_not_finite_cost_their_windows() -> None:
-    first, second = pair((20, 90), np.random.default_rng(4))
-    before = mahal.structural_similarity(first, second, 5, data_range=200.0)
-    first[10, 40] = np.inf
-    second[3, 80] = np.nan
-    after = mahal.structural_similarity(first, second, 5, data_range=200.0)
-    bad = np.zeros((20, 90), dtype=bool)
-    bad[8:13, 38:43] = bad[1:6, 78:83] = True
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("sigma", [None, 1.5])
+@pytest.mark.parametrize("border", ["reflect", "clip", "shift", "valid"])
+def test_values_that_are_not_finite_cost_their_windows(
+    border: str, sigma: float | None, value: float, dtype: Any
+) -> None:
+    first, second = (image.astype(dtype) for image in pair((20, 90), np.random.default_rng(4)))
+    params: dict[str, Any] = {"window": 5, "data_range": 200.0, "border": border, "sigma": sigma}
+    before = mahal.structural_similarity(first, second, **params)
+    first[10, 40] = value
+    second[4, 80] = value
+    after = mahal.structural_similarity(first, second, **params)
+    bad = np.isnan(before)
+    bad[8:13, 38:43] = bad[2:7, 78:83] = True
+    if border == "shift":  # windows of the first rows slide down to the fifth
+        bad[:2, 78:83] = True
     np.testing.assert_array_equal(np.isnan(after), bad)
-    np.testing.assert_allclose(after[~bad], before[~bad], rtol=tolerance(float, condition=1e3))
+    np.testing.assert_allclose(after[~bad], before[~bad], rtol=tolerance(dtype, condition=1e3))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,18 @@ def pack_upper(matrices: Array, *, off_diagonal: float = 1.0) -> Array:
     return packed * factors
 
 
+@contextmanager
+def _own_errors(op: str) -> Iterator[None]:
+    """Errors of the functions that are called name ``op`` and its argument."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        _, argument, rule = str(error).split(": ", 2)
+        if argument == "window":
+            argument = "windows"
+        raise type(error)(f"{op}: {argument}: {rule}") from None
+
+
 def multiscale_covariance(
     image: Array,
     windows: list[Any],
@@ -59,7 +73,7 @@ def multiscale_covariance(
     Parameters
     ----------
     image : (rows, cols, bands) array
-        Integers are promoted to float32.
+        Real or complex; integers are promoted to float32.
     windows : list of int or (inner, outer)
         The scales; odd sides in pixels, as in `local_covariance`.
     form : {"matrix", "packed", "log"}
@@ -81,7 +95,8 @@ def multiscale_covariance(
     Returns
     -------
     (rows, cols, scales, bands, bands) or (rows, cols, scales, bands (bands + 1) / 2) array
-        Of the library, device and float dtype of the image. NaN where a window has no covariance,
+        Of the library, device and dtype of the image; matrices are Hermitian where that is
+        complex. NaN where a window has no covariance,
         or with ``log`` one that is not positive definite.
 
     Raises
@@ -101,12 +116,14 @@ def multiscale_covariance(
         raise ValueError(f"{op}: windows: must be a list of windows, got {windows!r}")
     if form != "log" and loading != 0:
         raise ValueError(f"{op}: loading: is for form 'log', got {loading!r}")
-    _, covariance = local_covariance(
-        image, windows, border=border, ddof=ddof, mask=mask, threads=threads
-    )
+    with _own_errors(op):
+        _, covariance = local_covariance(
+            image, windows, border=border, ddof=ddof, mask=mask, threads=threads
+        )
     if form == "matrix":
         return covariance
     if form == "packed":
         return pack_upper(covariance)
-    logarithm = covariance_log(covariance, loading=loading, threads=threads)
+    with _own_errors(op):
+        logarithm = covariance_log(covariance, loading=loading, threads=threads)
     return pack_upper(logarithm, off_diagonal=2.0**0.5)
