@@ -396,5 +396,22 @@ void load_lower(const T* const* sources, std::ptrdiff_t row_stride, std::ptrdiff
   }
 }
 
+// Asks for small matrices that follow those of the lanes in a batch.
+template <class S, int C, class T>
+MAHAL_INLINE void prefetch_next(const T* const* sources, std::ptrdiff_t row_stride,
+                                std::ptrdiff_t col_stride, int n) {
+  constexpr std::uintptr_t line = 64;
+  const std::uintptr_t bytes = sizeof(T) * static_cast<std::uintptr_t>(n * row_stride);
+  if (col_stride != C || row_stride < n * C || bytes > 4096) return;
+  const auto start = reinterpret_cast<std::uintptr_t>(sources[0]);
+  const std::uintptr_t step = reinterpret_cast<std::uintptr_t>(sources[1]) - start;
+  for (int l = 0; l < S::lanes; ++l) {
+    const std::uintptr_t next = reinterpret_cast<std::uintptr_t>(sources[l]) + S::lanes * step;
+    for (std::uintptr_t at = 0; at < bytes; at += line) {
+      prefetch(reinterpret_cast<const void*>(next + at));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace mahal

@@ -1,6 +1,6 @@
 // Eigenvalues and eigenvectors of small symmetric and Hermitian matrices, one per float64 lane:
-// Householder tridiagonalisation and the implicit QL algorithm (Bowdler, Martin, Reinsch and
-// Wilkinson, Numer. Math. 11, 1968). Exact relative to the norm of a matrix; Hermitian::jacobi is
+// Householder tridiagonalisation and the QL algorithm (Bowdler, Martin, Reinsch and Wilkinson,
+// Numer. Math. 11, 1968). Exact relative to the norm of a matrix; Hermitian::jacobi is
 // slower and exact relative to every eigenvalue. Kernel side.
 #pragma once
 
@@ -218,110 +218,116 @@ struct Eigen {
     for (int r = 0; r < R; ++r) S::store(z + l * column + r * L, right[r]);
   }
 
-  // Implicit QL with the shift of the leading 2 x 2 block; d becomes the eigenvalues. Every lane
-  // has a block of its own, rows l to m, and rests while others work on theirs. As each rotation
-  // waits for the one before it, several matrices fill the time.
+  // QL with explicit shifts; d becomes the eigenvalues. Every lane takes the shift of its own first
+  // block, and rows without off-diagonal entries rest, to the bit, while others are worked on. As
+  // each rotation waits for the one before it, several matrices fill the time.
   template <bool Vectors, int Matrices>
   static V iterate(double* d, double* e, int n, int ld, double* z, std::ptrdiff_t z_step,
                    double* turns) {
-    constexpr int most = 60;
     const V one = S::set1(1);
     const V zero = S::zero();
     const std::ptrdiff_t next = static_cast<std::ptrdiff_t>(n) * L;
-    V failed = zero;
-    for (int l = 0; l + 1 < n; ++l) {
-      const V first = S::set1(l);
-      for (int iteration = 0;; ++iteration) {
-        V end[Matrices], g[Matrices], s[Matrices], c[Matrices], p[Matrices];
-        bool busy = false;
+    V size = zero;
+    for (int i = 0; i < n * Matrices; ++i) size = size + Math::abs(S::load(e + i * L));
+    const V sound = size < S::set1(1e300) ? one : S::set1(-1);
+    const int most_sweeps = 60 * n;
+    int first = 0;
+    int last = n - 1;
+    for (int sweep = 0;; ++sweep) {
+      V shift[Matrices], g[Matrices], h[Matrices], s[Matrices], c[Matrices];
+      int low = last;
+      int high = first;
+      for (int m = 0; m < Matrices; ++m) {
+        shift[m] = start(d + m * next, e + m * next, first, last, low, high);
+      }
+      first = low;
+      last = high;
+      if (first >= last) return sound;
+      if (sweep == most_sweeps) break;
+      for (int m = 0; m < Matrices; ++m) {
+        g[m] = S::load(d + m * next + last * L) - shift[m];
+        h[m] = g[m];
+        s[m] = zero;
+        c[m] = one;
+      }
+      for (int i = last - 1; i >= first; --i) {
+        MAHAL_UNROLL
         for (int m = 0; m < Matrices; ++m) {
-          end[m] = start(d + m * next, e + m * next, n, l, g[m]);
-          busy |= S::any_greater(end[m], first);
-          s[m] = one;
-          c[m] = one;
-          p[m] = zero;
-        }
-        if (!busy) break;
-        if (iteration == most) {
-          for (int m = 0; m < Matrices; ++m) failed = end[m] > first ? one : failed;
-          break;
-        }
-        int last = n - 1;
-        for (; last > l + 1; --last) {
-          bool reached = false;
-          for (int m = 0; m < Matrices; ++m) reached |= S::any_greater(end[m], S::set1(last - 1));
-          if (reached) break;
-        }
-        for (int i = last - 1; i >= l; --i) {
-          MAHAL_UNROLL
-          for (int m = 0; m < Matrices; ++m) {
-            double* di = d + m * next + i * L;
-            double* ei = e + m * next + i * L;
-            const auto in = end[m] > S::set1(i);
-            const V off = S::load(ei);
-            const V f = s[m] * off;
-            const V b = c[m] * off;
-            const V r2 = S::fma(f, f, g[m] * g[m]);
-            const auto none = !(r2 > zero);
-            const V inverse = Math::inverse_root(r2);
-            const V sine = none ? zero : f * inverse;
-            const V cosine = none ? one : g[m] * inverse;
-            const V r = none ? zero : r2 * inverse;
-            const V old = S::load(di + L);
-            const V shifted = old - p[m];
-            const V t = S::fma(S::load(di) - shifted, sine, (cosine + cosine) * b);
-            S::store(ei + L, in ? r : S::load(ei + L));
-            s[m] = in ? sine : s[m];
-            c[m] = in ? cosine : c[m];
-            p[m] = in ? sine * t : p[m];
-            S::store(di + L, in ? shifted + p[m] : old);
-            g[m] = in ? S::fma(cosine, t, -b) : g[m];
-            if constexpr (Vectors) {
-              double* turn = turns + 2 * (m * next + i * L);
-              S::store(turn, in ? cosine : one);
-              S::store(turn + L, in ? sine : zero);
-            }
-          }
-        }
-        for (int m = 0; m < Matrices; ++m) {
+          double* di = d + m * next + i * L;
+          double* ei = e + m * next + i * L;
+          const V off = S::load(ei);
+          const V off2 = off * off;
+          const auto split = !(off2 > S::set1(least_square));
+          const auto rests = split & (s[m] == zero);
+          const V r2 = S::fma(g[m], g[m], off2);
+          const V inverse = Math::inverse_root(r2);
+          const V sine = split ? zero : off * inverse;
+          const V cosine = split ? one : g[m] * inverse;
+          const V b = c[m] * off;
+          S::store(ei + L, s[m] * (split ? g[m] : r2 * inverse));
+          const V old = S::load(di);
+          g[m] = S::fnma(sine, b, cosine * (old - shift[m]));
+          const V kept = cosine * g[m];
+          const V found = h[m] + (split ? shift[m] : old - kept);
+          S::store(di + L, rests ? S::load(di + L) : found);
+          h[m] = kept;
+          s[m] = sine;
+          c[m] = cosine;
           if constexpr (Vectors) {
-            turn_columns(z + m * z_step, n, ld, turns + 2 * m * next, l, last);
-          }
-          double* dl = d + m * next + l * L;
-          double* el = e + m * next + l * L;
-          S::store(dl, S::load(dl) - p[m]);
-          S::store(el, end[m] > first ? g[m] : S::load(el));
-          for (int i = l + 1; i <= last; ++i) {
-            const auto at_end = (end[m] > first) & (end[m] == S::set1(i));
-            double* ei = e + m * next + i * L;
-            S::store(ei, at_end ? zero : S::load(ei));
+            double* turn = turns + 2 * (m * next + i * L);
+            S::store(turn, cosine);
+            S::store(turn + L, sine);
           }
         }
       }
+      for (int m = 0; m < Matrices; ++m) {
+        double* top = d + m * next + first * L;
+        S::store(top, s[m] == zero ? S::load(top) : h[m] + shift[m]);
+        S::store(e + m * next + first * L, s[m] * g[m]);
+        if constexpr (Vectors) {
+          turn_columns(z + m * z_step, n, ld, turns + 2 * m * next, first, last);
+        }
+      }
     }
-    return failed > zero ? S::set1(-1) : one;
+    V left = zero;
+    for (int i = 0; i < n * Matrices; ++i) left = left + Math::abs(S::load(e + i * L));
+    return left > zero ? S::set1(-1) : sound;
   }
-  // The row at whose off-diagonal entry, the first negligible one, the block of row l ends, and
-  // the entry that starts the chase of the bulge there.
-  static MAHAL_INLINE V start(const double* d, const double* e, int n, int l, V& g) {
-    const V epsilon = S::set1(1.1e-16);
-    V end = S::set1(n - 1);
-    V d_end = S::load(d + (n - 1) * L);
-    V above = Math::abs(d_end);
-    for (int i = n - 2; i >= l; --i) {
+  // Squares of off-diagonal entries below this one might lose digits.
+  static constexpr double least_square = 1e-290;
+  // Clears the off-diagonal entries between rows `first` and `last` that are negligible and gives
+  // the shift: the eigenvalue nearer to its first entry of the 2 x 2 block where the first block
+  // of a lane begins, and zero in lanes that have converged. Widens [low, high] to the rows that
+  // hold blocks.
+  static MAHAL_INLINE V start(const double* d, double* e, int first, int last, int& low,
+                              int& high) {
+    constexpr double epsilon = 1.1e-16;
+    const V zero = S::zero();
+    V off2 = zero;
+    V here = zero;
+    V there = zero;
+    V below = S::load(d + last * L);
+    for (int i = last - 1; i >= first; --i) {
       const V di = S::load(d + i * L);
-      const V size = Math::abs(di);
-      const auto small = Math::abs(S::load(e + i * L)) <= epsilon * (size + above);
-      end = small ? S::set1(i) : end;
-      d_end = small ? di : d_end;
-      above = size;
+      const V off = S::load(e + i * L);
+      const V square = off * off;
+      const V bound = S::fma(Math::abs(di * below), S::set1(epsilon * epsilon),
+                             S::set1(least_square));
+      const auto active = square > bound;
+      S::store(e + i * L, active ? off : zero);
+      off2 = active ? square : off2;
+      here = active ? di : here;
+      there = active ? below : there;
+      const bool any = S::any_greater(square, bound);
+      low = any && i < low ? i : low;
+      high = any && i >= high ? i + 1 : high;
+      below = di;
     }
-    const V dl = S::load(d + l * L);
-    const V el = S::load(e + l * L);
-    const V half = (S::load(d + (l + 1) * L) - dl) / (el + el);
-    const V root = S::sqrt(S::fma(half, half, S::set1(1)));
-    g = d_end - dl + el / (half + (half < S::zero() ? -root : root));
-    return end;
+    const V half = S::set1(0.5) * (there - here);
+    const V root2 = S::fma(half, half, off2);
+    const V root = root2 * Math::inverse_root(root2);
+    const V shift = here - off2 / (half + (half < zero ? -root : root));
+    return off2 > zero ? shift : zero;
   }
 };
 

@@ -13,6 +13,8 @@ void run_pairs(const CovarianceDistanceBlock<T>& block) {
   PairMetric<S, C> pair(block.n, static_cast<double*>(block.scratch), block.tolerance);
   load_lower<S, C>(block.a, block.a_row_stride, block.a_col_stride, block.n, pair.ld, pair.a);
   load_lower<S, C>(block.b, block.b_row_stride, block.b_col_stride, block.n, pair.ld, pair.b);
+  prefetch_next<S, C>(block.a, block.a_row_stride, block.a_col_stride, block.n);
+  prefetch_next<S, C>(block.b, block.b_row_stride, block.b_col_stride, block.n);
   const CovarianceDistanceParams& p = block.params;
   const V score = pair.score(p.metric, p.squared, S::set1(p.looks_a), S::set1(p.looks_b));
   for (int l = 0; l < block.count; ++l) {
