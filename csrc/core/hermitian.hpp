@@ -396,13 +396,14 @@ void load_lower(const T* const* sources, std::ptrdiff_t row_stride, std::ptrdiff
   }
 }
 
-// Asks for small matrices that follow those of the lanes in a batch.
+// Asks for matrices that follow those of the lanes in a batch, of a size where neither the hardware
+// sees them coming nor arithmetic takes all the time.
 template <class S, int C, class T>
 MAHAL_INLINE void prefetch_next(const T* const* sources, std::ptrdiff_t row_stride,
                                 std::ptrdiff_t col_stride, int n) {
   constexpr std::uintptr_t line = 64;
   const std::uintptr_t bytes = sizeof(T) * static_cast<std::uintptr_t>(n * row_stride);
-  if (col_stride != C || row_stride < n * C || bytes > 4096) return;
+  if (col_stride != C || row_stride < n * C || bytes < 256 || bytes > 4096) return;
   const auto start = reinterpret_cast<std::uintptr_t>(sources[0]);
   const std::uintptr_t step = reinterpret_cast<std::uintptr_t>(sources[1]) - start;
   for (int l = 0; l < S::lanes; ++l) {

@@ -307,6 +307,7 @@ struct Eigen {
     V here = zero;
     V there = zero;
     V below = S::load(d + last * L);
+    int top = last;
     for (int i = last - 1; i >= first; --i) {
       const V di = S::load(d + i * L);
       const V off = S::load(e + i * L);
@@ -318,15 +319,19 @@ struct Eigen {
       off2 = active ? square : off2;
       here = active ? di : here;
       there = active ? below : there;
-      const bool any = S::any_greater(square, bound);
-      low = any && i < low ? i : low;
-      high = any && i >= high ? i + 1 : high;
+      // All bits, or none; branches would often be mispredicted.
+      const int held = -static_cast<int>(S::any_greater(square, bound));
+      top += (i - top) & held;
+      const int end = (i + 1) & held;
+      high = end > high ? end : high;
       below = di;
     }
+    low = top < low ? top : low;
     const V half = S::set1(0.5) * (there - here);
     const V root2 = S::fma(half, half, off2);
-    const V root = root2 * Math::inverse_root(root2);
-    const V shift = here - off2 / (half + (half < zero ? -root : root));
+    const V root = root2 * Math::rough_rsqrt(root2);
+    const V sum = half + (half < zero ? -root : root);
+    const V shift = S::fnma(off2, Math::rough_reciprocal(sum), here);
     return off2 > zero ? shift : zero;
   }
 };

@@ -41,7 +41,7 @@ struct LaneMath {
   static MAHAL_INLINE V rough_rsqrt(V x) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(V) == 64) {
-      const V y = _mm512_rsqrt14_pd(x);
+      const V y = _mm512_maskz_rsqrt14_pd(0xff, x);
       return S::fma(y, S::fnma(x * S::set1(0.5) * y, y, S::set1(0.5)), y);
     }
 #endif
@@ -50,7 +50,7 @@ struct LaneMath {
   static MAHAL_INLINE V rough_reciprocal(V x) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(V) == 64) {
-      const V y = _mm512_rcp14_pd(x);
+      const V y = _mm512_maskz_rcp14_pd(0xff, x);
       return S::fma(y, S::fnma(x, y, S::set1(1)), y);
     }
 #endif

@@ -239,6 +239,18 @@ struct PairMetric {
     }
     return sum;
   }
+  // Where eigenvalues are exact enough for their logarithms and the matrix has a factor: no pivot
+  // is smaller than the least eigenvalue, and no diagonal entry larger than the largest.
+  Mask definite(const double* values, V converged, const double* scale) const {
+    V least = S::load(values);
+    V most = S::zero();
+    for (int k = 0; k < n; ++k) {
+      least = S::min(least, S::load(values + k * L));
+      most = S::max(most, S::load((scale ? scale : values) + k * L));
+    }
+    const V allowed = most * S::set1(2 * tolerance);  // twice, for the rounding of pivots
+    return Eigen<S, C>::well_found(values, n, converged) & (least > allowed);
+  }
   V logeuclid() {
     const std::ptrdiff_t size = matrix_doubles(n);
     double* const vectors = work + 2 * size;
@@ -248,18 +260,18 @@ struct PairMetric {
         Num::load(H::at(b, ld, i, j)).store(H::at(work + size, ld, i, j));
       }
     }
-    factor_both();
-    // The reciprocal pivots, no longer needed, lie one after the other.
+    // Eigenvalues lie where factors would have their reciprocal pivots, one after the other.
     double* const weights = inverse_a;
     const V converged =
         Eigen<S, C>::template decompose<true, 2>(work, size, n, ld, weights, vectors, eigen);
-    const Mask found =
-        Eigen<S, C>::well_found(weights, n, converged) &
-        Eigen<S, C>::well_found(weights + n * L, n, converged);
+    const Mask found = definite(weights, converged, scale_a) &
+                       definite(weights + n * L, converged, scale_b);
     for (int k = 0; k < 2 * n; ++k) {
       S::store(weights + k * L, Math::log(S::load(weights + k * L)));
     }
     const V sum = log_difference(vectors, weights, work);
+    if (!any_left(found)) return sum;
+    factor_both();
     if (!any_left(found)) return sum;
     // Jacobi rotations turn the factors into columns sqrt(lambda_k) u_k.
     H::columns_of(a, n, ld, work, ld);
