@@ -111,6 +111,38 @@ def test_a_matrix_does_not_depend_on_its_batch(dtype: Any) -> None:
     np.testing.assert_array_equal(logarithm[same], right[same])
 
 
+@pytest.mark.parametrize("hermitian", [False, True])
+def test_spectra_that_converge_apart(hermitian: bool) -> None:
+    """Blocks, repeated eigenvalues and random matrices side by side in the vectors."""
+    rng = np.random.default_rng(5)
+    size = 11
+    a = batch(48, size, 1e3, rng, hermitian)
+    for k in range(0, 48, 8):  # blocks of k // 8 + 1 rows and a rest
+        cut = k // 8 + 1
+        a[k, :cut, cut:] = a[k, cut:, :cut] = 0
+        a[k + 1] = np.diag(rng.permutation(np.logspace(0, -5, size)))
+        a[k + 2] = (1.0 + k) * np.eye(size)
+        # Two and three eigenvalues.
+        basis, _ = np.linalg.qr(a[k + 3])
+        values = rng.choice([1.0, 1e-2, 1e-5][: 2 + k // 8 % 2], size)
+        mixed = (basis * values) @ basis.conj().T
+        a[k + 3] = (mixed + mixed.conj().T) / 2
+        # Rows without the last one, and off-diagonal entries between small and none.
+        a[k + 4, -1, :-1] = a[k + 4, :-1, -1] = 0
+        a[k + 5] = np.eye(size) + np.diag([10.0 ** -(2 * k + 2)] * (size - 1), -1)
+        a[k + 5] = (a[k + 5] + a[k + 5].conj().T) / 2
+    a = a[rng.permutation(48)]
+    expected = reference.covariance_log(a)
+    for isa in mahal.testing.isas():
+        with mahal.testing.isa(isa):
+            found = mahal.covariance_log(a)
+            one = np.stack([mahal.covariance_log(x) for x in a[:16]])
+        np.testing.assert_array_equal(found[:16], one)
+        # Of entries of order one; logarithms of the least eigenvalues lose the condition.
+        allowed = tolerance(float, condition=1e5, terms=size)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=allowed)
+
+
 def test_distances_agree() -> None:
     rng = np.random.default_rng(3)
     a, b = (batch(8, 4, 50.0, rng, True) for _ in range(2))

@@ -20,7 +20,7 @@ struct Eigen {
   // Doubles of scratch memory beside the matrix and its eigenvectors.
   template <int Matrices>
   static std::ptrdiff_t scratch_doubles(int n) {
-    return static_cast<std::ptrdiff_t>(n) * (Matrices + 2 * (C > Matrices ? C : Matrices)) * L;
+    return static_cast<std::ptrdiff_t>(n) * (Matrices * (3 + C)) * L;
   }
 
   // a: lower triangles of so many matrices per lane, `step` elements apart, overwritten; values: n
@@ -31,24 +31,38 @@ struct Eigen {
                                                double* values, double* vectors, double* scratch) {
     double* e = scratch;  // real off-diagonals
     double* phases = e + Matrices * n * L;
-    double* p = phases + static_cast<std::ptrdiff_t>(n) * C * L;
+    const std::ptrdiff_t phases_step = static_cast<std::ptrdiff_t>(n) * C * L;
+    double* room = phases + Matrices * phases_step;
     V traces[Matrices];
-    for (int m = 0; m < Matrices; ++m, a += step) {
+    for (int m = 0; m < Matrices; ++m) {
+      double* one = a + m * step;
       // Entries of order one: no square can leave the range.
       V trace = S::zero();
-      for (int i = 0; i < n; ++i) trace = trace + Math::abs(S::load(H::at(a, ld, i, i)));
+      for (int i = 0; i < n; ++i) trace = trace + Math::abs(S::load(H::at(one, ld, i, i)));
       traces[m] = trace;
       const V unit = S::set1(1) / trace;
       for (int i = 0; i < n; ++i) {
         for (int j = 0; j <= i; ++j) {
-          Num::load(H::at(a, ld, i, j)).scaled(unit).store(H::at(a, ld, i, j));
+          Num::load(H::at(one, ld, i, j)).scaled(unit).store(H::at(one, ld, i, j));
         }
       }
-      tridiagonalise(a, n, ld, values + m * n * L, e + m * n * L, phases, p);
-      if constexpr (Vectors) form_vectors(a, n, ld, phases, vectors + m * step);
+      double* own = phases + m * phases_step;
+      tridiagonalise(one, n, ld, values + m * n * L, e + m * n * L, own, room);
+      if constexpr (Vectors) {
+        double* q = vectors + m * step;
+        for (int j = 0; j < n; ++j) {
+          double* column = H::at(q, ld, j, 0);
+          for (int i = 0; i < n; ++i) S::store(column + i * L, S::set1(i == j ? 1 : 0));
+        }
+        if constexpr (C == 1) back_transform<true>(one, n, ld, own, q);
+      }
     }
-    const V done = iterate<Vectors, Matrices>(values, e, n, ld, vectors, step, phases);
+    const V done = iterate<Vectors, Matrices>(values, e, n, ld, vectors, step, room);
     for (int m = 0; m < Matrices; ++m) {
+      // Rotations are real, and cost twice as much once the columns are complex.
+      if constexpr (Vectors && C == 2) {
+        back_transform<false>(a + m * step, n, ld, phases + m * phases_step, vectors + m * step);
+      }
       for (int i = m * n; i < (m + 1) * n; ++i) {
         S::store(values + i * L, S::load(values + i * L) * traces[m]);
       }
@@ -152,35 +166,30 @@ struct Eigen {
     }
   }
 
-  // Q = H_0 H_1 ... times the phases, by columns.
-  static void form_vectors(const double* a, int n, int ld, const double* phases,
-                           double* q) {
+  // x := Q x with Q = H_0 H_1 ... times the phases, for n columns of real entries, which become
+  // complex in place. Identity: x is the unit matrix.
+  template <bool Identity>
+  static void back_transform(const double* a, int n, int ld, const double* phases, double* x) {
     for (int j = 0; j < n; ++j) {
-      for (int i = 0; i < n; ++i) {
-        Num::real(S::set1(i == j ? 1 : 0)).store(H::at(q, ld, j, i));
+      double* column = H::at(x, ld, j, 0);
+      for (int i = n - 1; i >= 0; --i) {
+        const Num phase = Num::load(phases + static_cast<std::ptrdiff_t>(i) * C * L);
+        phase.scaled(S::load(column + i * L)).store(column + i * C * L);
       }
     }
     for (int k = n - 3; k >= 0; --k) {
       const V beta = S::load(H::at(a, ld, k, k));
-      for (int j = k + 1; j < n; ++j) {
+      for (int j = Identity ? k + 1 : 0; j < n; ++j) {
         Num sum = Num::zero();
         for (int i = k + 1; i < n; ++i) {
-          sum.add_conj_first(Num::load(H::at(a, ld, i, k)), Num::load(H::at(q, ld, j, i)));
+          sum.add_conj_first(Num::load(H::at(a, ld, i, k)), Num::load(H::at(x, ld, j, i)));
         }
         sum = sum.scaled(beta);
         for (int i = k + 1; i < n; ++i) {
-          Num entry = Num::load(H::at(q, ld, j, i));
+          Num entry = Num::load(H::at(x, ld, j, i));
           entry.sub_product(Num::load(H::at(a, ld, i, k)), sum);
-          entry.store(H::at(q, ld, j, i));
+          entry.store(H::at(x, ld, j, i));
         }
-      }
-    }
-    for (int j = 1; j < n; ++j) {
-      const Num phase = Num::load(phases + static_cast<std::ptrdiff_t>(j) * C * L);
-      for (int i = 1; i < n; ++i) {
-        Num entry = Num::zero();
-        entry.add_product(Num::load(H::at(q, ld, j, i)), phase);
-        entry.store(H::at(q, ld, j, i));
       }
     }
   }
@@ -188,14 +197,13 @@ struct Eigen {
   // The rotations of columns i and i + 1 for i from last - 1 down to l, on a few rows at a time.
   static MAHAL_INLINE void turn_columns(double* z, int n, int ld, const double* turns, int l,
                                         int last) {
-    const int rows = n * C;
     int k = 0;
-    for (; k + 4 <= rows; k += 4) turn_rows<4>(z + k * L, ld, turns, l, last);
-    if (k + 2 <= rows) {
+    for (; k + 4 <= n; k += 4) turn_rows<4>(z + k * L, ld, turns, l, last);
+    if (k + 2 <= n) {
       turn_rows<2>(z + k * L, ld, turns, l, last);
       k += 2;
     }
-    if (k < rows) turn_rows<1>(z + k * L, ld, turns, l, last);
+    if (k < n) turn_rows<1>(z + k * L, ld, turns, l, last);
   }
   template <int R>
   static MAHAL_INLINE void turn_rows(double* z, int ld, const double* turns, int l, int last) {
