@@ -25,6 +25,7 @@ OPS = (
     "whiten",
     "mahalanobis",
     "matched",
+    "matched_estimators",
     "rx",
     "spectral_angle",
     "window_estimators",

@@ -420,8 +420,10 @@ mahal::MatchedScore matched_score_from_name(const std::string& name) {
 }
 
 mahal::MatchedParams matched_params(const std::string& score, Sides window,
-                                    const std::string& border, bool center, bool load) {
+                                    const std::string& border, bool center, bool load,
+                                    const EstimationFields& estimation) {
   mahal::MatchedParams params;
+  params.estimation = estimation_of("matched", estimation);
   params.center = center;
   params.score = matched_score_from_name(score);
   params.window = window_of(window);
@@ -432,17 +434,18 @@ mahal::MatchedParams matched_params(const std::string& score, Sides window,
 
 std::size_t matched_workspace(const Array& image, const Array& target, const Array& background,
                               const Array& covariance, const std::string& score, Sides window,
-                              const std::string& border, bool center, int threads) {
-  return mahal::matched_workspace(matched_params(score, window, border, center, true), image,
-                                  target, background, covariance, threads);
+                              const std::string& border, bool center,
+                              const EstimationFields& estimation, int threads) {
+  return mahal::matched_workspace(matched_params(score, window, border, center, true, estimation),
+                                  image, target, background, covariance, threads);
 }
 
 void matched(const Array& image, const Array& target, const Array& background,
              const Array& covariance, const Array& mask, const Array& scores, const Array& status,
              const Array& workspace, const std::string& score, Sides window,
-             const std::string& border, bool center, bool load, int threads, std::uintptr_t stream,
-             py::object progress) {
-  mahal::MatchedParams params = matched_params(score, window, border, center, load);
+             const std::string& border, bool center, bool load, const EstimationFields& estimation,
+             int threads, std::uintptr_t stream, py::object progress) {
+  mahal::MatchedParams params = matched_params(score, window, border, center, load, estimation);
   params.progress = {&report_progress, &progress};
   const Unlock unlock;
   mahal::matched(params, image, target, background, covariance, mask, scores, status,

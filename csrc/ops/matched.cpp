@@ -6,8 +6,10 @@
 #include <string>
 
 #include "core/background.hpp"
+#include "core/estimators.hpp"
 #include "core/image_checks.hpp"
 #include "core/whitening.hpp"
+#include "mahal/window_estimators.hpp"
 #include "ops/matched_kernel.hpp"
 #include "ops/matched_rows.hpp"
 #include "ops/mean_covariance_kernel.hpp"
@@ -64,6 +66,7 @@ std::int64_t projection_rows(const Shape& s) { return s.targets * s.parts + 1LL;
 struct Plan {
   Moments moments;             // of the image
   Moments background_moments;  // of other pixels, where given
+  EstimationRoom estimation;
   Factor factor;
   double* directions;  // targets x parts x padded
   double* offset;      // what the scores are relative to
@@ -73,17 +76,20 @@ struct Plan {
   double* rows;         // of the workers
 };
 
-Plan make_plan(Scratch& scratch, const TensorView& image, const TensorView& target,
-               const TensorView& background, int threads) {
+Plan make_plan(Scratch& scratch, const MatchedParams& params, const TensorView& image,
+               const TensorView& target, const TensorView& background, int threads) {
   const Shape s = shape_of(image, target);
   Plan p{};
   p.factor = plan_factor(scratch, s.bands);
   p.directions = scratch.take<double>(static_cast<std::int64_t>(s.targets) * s.parts * s.padded);
   p.offset = scratch.take<double>(s.padded);
-  p.moments = plan_moments(scratch, s.pixels, s.bands, threads);
+  const bool again = is_fixed_point(params.estimation.estimator);
+  p.moments = plan_moments(scratch, s.pixels, s.bands, threads, again);
   if (is_given(background)) {
-    p.background_moments = plan_moments(scratch, pixel_count(background), s.bands, threads);
+    p.background_moments = plan_moments(scratch, pixel_count(background), s.bands, threads, again);
   }
+  const std::int64_t samples = pixel_count(is_given(background) ? background : image);
+  p.estimation = plan_estimation(scratch, params.estimation, samples, s.bands, threads);
   // Whatever belongs to one phase alone shares its memory with the others.
   const std::size_t statistics_done = scratch.mark();
   p.unloaded = scratch.take<double>(static_cast<std::int64_t>(s.padded) * s.padded);
@@ -98,6 +104,29 @@ bool is_local(const MatchedParams& params) {
   return params.window.outer > 0 || params.window.inner > 0;
 }
 
+// Windows that the engine of local RX cannot score targets against.
+bool has_estimated_windows(const MatchedParams& params, const TensorView& image,
+                           const TensorView& covariance) {
+  return is_local(params) && !is_given(covariance) &&
+         (is_complex(image.dtype) || !params.center ||
+          params.estimation.estimator != Estimator::scm);
+}
+
+WindowEstimatorsParams window_params(const MatchedParams& params, const TensorView& target) {
+  WindowEstimatorsParams local;
+  local.caller = op_name(params);
+  local.windows = &params.window;
+  local.window_count = 1;
+  local.border = params.border;
+  local.estimation = params.estimation;
+  local.ddof = params.center ? 1 : 0;
+  local.center = params.center;
+  local.target = target;
+  local.kind = params.score;
+  local.progress = params.progress;
+  return local;
+}
+
 RxTargets local_targets(const MatchedParams& params, const TensorView& target) {
   return {op_name(params), params.score, target};
 }
@@ -107,6 +136,7 @@ RxParams local_params(const MatchedParams& params) {
   local.window = params.window;
   local.border = params.border;
   local.singular = params.singular;
+  local.center = params.center;
   local.progress = params.progress;
   return local;
 }
@@ -122,11 +152,13 @@ void check_inputs(const MatchedParams& params, const TensorView& image, const Te
     throw_value_error(op, "covariance", "must not be given", "one");
   }
   if (energy && is_local(params)) throw_value_error(op, "window", "must not be given", "one");
-  if (is_local(params) && !params.center) {
-    throw_value_error(op, "center", "must be true with a window", "false");
+  if (is_local(params) && is_given(background)) {
+    throw_value_error(op, "background", "cannot be combined with window", "both");
   }
-  if (is_local(params) && is_complex(image.dtype) && !is_given(covariance)) {
-    throw_value_error(op, "window", "takes real images, or a covariance", dtype_name(image.dtype));
+  check_estimation(op, params.estimation);
+  if ((energy || is_given(covariance)) && params.estimation.estimator != Estimator::scm) {
+    throw_value_error(op, "estimator", "must be the sample covariance with a covariance or for cem",
+                      "another");
   }
   if (is_complex(image.dtype) && params.score == MatchedScore::signed_ace) {
     throw_value_error(op, "signed", "must be false for complex images, which know no sign",
@@ -254,12 +286,15 @@ std::size_t matched_workspace(const MatchedParams& params, const TensorView& ima
                               const TensorView& target, const TensorView& background,
                               const TensorView& covariance, int threads) {
   check_inputs(params, image, target, background, covariance);
+  if (has_estimated_windows(params, image, covariance)) {
+    return window_estimators_workspace(window_params(params, target), image, threads);
+  }
   if (is_local(params)) {
     return rx_targets_workspace(local_targets(params, target), local_params(params), image,
                                 background, covariance, threads);
   }
   Scratch scratch;
-  make_plan(scratch, image, target, background, resolve_threads(op_name(params), threads));
+  make_plan(scratch, params, image, target, background, resolve_threads(op_name(params), threads));
   return scratch.bytes();
 }
 
@@ -269,6 +304,11 @@ void matched(const MatchedParams& params, const TensorView& image, const TensorV
              const Execution& execution) {
   const char* op = op_name(params);
   check_inputs(params, image, target, background, covariance);
+  if (has_estimated_windows(params, image, covariance)) {
+    window_estimators(window_params(params, target), image, mask, TensorView{}, TensorView{}, score,
+                      status, workspace, execution);
+    return;
+  }
   if (is_local(params)) {
     rx_targets(local_targets(params, target), local_params(params), image, background, covariance,
                mask, score, status, workspace, execution);
@@ -285,7 +325,7 @@ void matched(const MatchedParams& params, const TensorView& image, const TensorV
                   matched_workspace(params, image, target, background, covariance, threads));
 
   Scratch scratch(workspace);
-  Plan p = make_plan(scratch, image, target, background, threads);
+  Plan p = make_plan(scratch, params, image, target, background, threads);
   const bool fixed = is_given(covariance);
   const bool external = is_given(background);
   Moments* source = external ? &p.background_moments : &p.moments;
@@ -293,15 +333,20 @@ void matched(const MatchedParams& params, const TensorView& image, const TensorV
   const TensorView& samples = external ? background : image;
   const TensorView& usable = external ? TensorView{} : mask;
   const bool center = is_centered(params);
-  bool enough = true;
+  std::uint8_t outcome = status_ok;
   if (fixed) {
     compute_mean(*source, samples, usable, threads);
   } else {
-    enough = compute_moments(*source, samples, usable, {1, center}, threads);
+    outcome = estimate_moments(*source, samples, usable, {1, center}, params.estimation,
+                               Scale::samples, p.estimation, threads);
   }
+  const Estimator estimator = params.estimation.estimator;
+  const bool sample_covariance = estimator == Estimator::scm;
   // Samples that the matrix needs to be regular.
-  const std::int64_t needed = fixed ? 1 : s.variables + (center ? 1 : 0);
-  if (source->count < needed || !enough) {
+  const std::int64_t needed = fixed               ? 1
+                              : sample_covariance ? s.variables + (center ? 1 : 0)
+                                                  : least_samples(estimator, s.variables, center);
+  if (source->count < needed || outcome == status_few_samples) {
     throw_value_error(op, external ? "background" : "image",
                       "needs " + std::to_string(needed) + " usable pixels or more",
                       std::to_string(source->count));
@@ -313,19 +358,27 @@ void matched(const MatchedParams& params, const TensorView& image, const TensorV
     load_covariance(op, p.factor, covariance);
   } else {
     std::copy_n(source->covariance, static_cast<std::int64_t>(s.padded) * s.padded, p.factor.lower);
-    singular = factor_unit(p.factor, p.unloaded, s.bands);
+    singular = sample_covariance
+                   ? factor_unit(p.factor, p.unloaded, s.bands)
+                   : outcome == status_singular || !factor_covariance(p.factor, s.bands);
   }
-  prepare_directions(params, p, s, target);
+  // Of the pixels that are usable.
+  std::uint8_t found = status_ok;
+  if (outcome == status_not_converged) found = outcome;
+  if (singular) found = status_singular;
+  // Loading stands in for a sample covariance only.
+  const bool hopeless = singular && (params.singular == Singular::nan || !sample_covariance);
+  if (sample_covariance || !singular) prepare_directions(params, p, s, target);
   dispatch_float(image.dtype, [&]<class T>() {
     T* out = static_cast<T*>(score.data);
     std::uint8_t* state = static_cast<std::uint8_t*>(status.data);
-    score_pixels<T>(params, p, s, image, out, threads);
+    if (!hopeless) score_pixels<T>(params, p, s, image, out, threads);
     for (std::int64_t i = 0; i < s.pixels; ++i) {
       state[i] = p.moments.status[i];
-      if (state[i] == status_ok && singular) state[i] = status_singular;
-      if (state[i] == status_ok ||
-          (state[i] == status_singular && params.singular != Singular::nan))
-        continue;
+      if (state[i] == status_ok) {
+        state[i] = found;
+        if (!hopeless) continue;
+      }
       std::fill_n(out + i * maps, maps, std::numeric_limits<T>::quiet_NaN());
     }
   });

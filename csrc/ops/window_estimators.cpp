@@ -21,9 +21,19 @@ namespace {
 // Rounding leaves the pivots of windows without full rank near 1e-14 of their diagonal entries.
 constexpr double window_pivot = 1e-12;
 
+int target_count(const WindowEstimatorsParams& params) {
+  return is_given(params.target) ? static_cast<int>(params.target.shape[0]) : 0;
+}
+// Scores of a pixel, side by side.
+int score_maps(const WindowEstimatorsParams& params) {
+  if (!is_given(params.target)) return params.window_count;
+  return params.kind == MatchedScore::subspace_ace ? 1 : target_count(params);
+}
+
 struct Plan {
   Moments moments;  // for the states of the pixels
   WindowTables tables;
+  double* targets;  // targets x padded bands
   char* room;
   std::size_t worker_bytes;
 };
@@ -36,9 +46,13 @@ Plan make_plan(Scratch& scratch, const WindowEstimatorsParams& params, const Win
   p.moments =
       plan_moments(scratch, static_cast<std::int64_t>(rows) * cols, real_bands(image), threads);
   p.tables = plan_windows(scratch, window, params.border, rows, cols);
+  const int targets = target_count(params);
+  p.targets = scratch.take<double>(static_cast<std::int64_t>(targets) * p.moments.padded);
+  // Only a basis is needed as a whole.
+  const int aims = params.kind == MatchedScore::subspace_ace ? targets : std::min(targets, 1);
   const std::size_t bytes = dispatch_isa([&]<Isa I>() {
     return WindowEstimatorsKernel<I>::scratch_bytes(real_bands(image), is_complex(image.dtype),
-                                                    window_samples(window), window.outer);
+                                                    window_samples(window), window.outer, aims);
   });
   p.worker_bytes = (bytes + 63) / 64 * 64;
   p.room = scratch.take<char>(static_cast<std::int64_t>(p.worker_bytes) * threads);
@@ -53,13 +67,34 @@ void check_inputs(const WindowEstimatorsParams& params, const TensorView& image)
   if (params.ddof < 0) {
     throw_value_error(op, "ddof", "must not be negative", std::to_string(params.ddof));
   }
-  const std::int64_t least =
-      least_samples(params.estimation.estimator, image.shape[2], params.center);
+  std::int64_t least = least_samples(params.estimation.estimator, image.shape[2], params.center);
+  if (is_given(params.target)) {
+    check_targets(op, params.target, image);
+    if (params.window_count != 1) {
+      throw_value_error(op, "window", "must be one with a target",
+                        std::to_string(params.window_count));
+    }
+    // Nothing is scored without an inverse.
+    if (params.estimation.estimator == Estimator::scm) least += image.shape[2] - 1;
+  }
   for (int k = 0; k < params.window_count; ++k) {
     check_window(op, params.windows[k], image.shape[0], image.shape[1]);
     if (window_samples(params.windows[k]) < least) {
       throw_value_error(op, "window", "must hold " + std::to_string(least) + " samples or more",
                         std::to_string(window_samples(params.windows[k])) + " samples");
+    }
+  }
+}
+
+void load_window_targets(const WindowEstimatorsParams& params, const Plan& p) {
+  const std::int64_t padded = p.moments.padded;
+  load_targets(params.caller, params.target, padded, p.targets);
+  if (params.center) return;
+  for (int k = 0; k < target_count(params); ++k) {
+    const double* row = p.targets + k * padded;
+    if (std::all_of(row, row + padded, [](double value) { return value == 0; })) {
+      throw_value_error(params.caller, "target", "must not be zero",
+                        "zeros at " + std::to_string(k));
     }
   }
 }
@@ -71,7 +106,8 @@ struct Results {
   T* covariance;
   T* score;
   std::uint8_t* status;
-  std::ptrdiff_t mean_stride, covariance_stride, status_stride;
+  std::ptrdiff_t mean_stride, covariance_stride, score_stride, status_stride;
+  int maps;  // scores of a pixel for this window
 };
 
 template <class T>
@@ -96,7 +132,12 @@ void estimate_window(const WindowEstimatorsParams& params, const Window& window,
   common.smallest_pivot = window_pivot;
   common.mean_stride = out.mean_stride;
   common.covariance_stride = out.covariance_stride;
+  common.score_stride = out.score_stride;
   common.result_stride = out.status_stride;
+  common.targets = p.targets;
+  common.target_stride = p.moments.padded;
+  common.target_count = target_count(params);
+  common.kind = params.kind;
   const int height = t.rows_end - t.rows_begin;
   const std::int64_t total = static_cast<std::int64_t>(params.window_count) * height;
   dispatch_isa([&]<Isa I>() {
@@ -114,7 +155,7 @@ void estimate_window(const WindowEstimatorsParams& params, const Window& window,
             block.mean = out.mean + pixel * out.mean_stride;
             block.covariance = out.covariance + pixel * out.covariance_stride;
           } else {
-            block.score = out.score + pixel * out.status_stride;
+            block.score = out.score + pixel * out.score_stride;
           }
           block.result = out.status + pixel * out.status_stride;
           block.scratch = p.room + worker * static_cast<std::int64_t>(p.worker_bytes);
@@ -142,7 +183,7 @@ void estimate_window(const WindowEstimatorsParams& params, const Window& window,
         std::fill_n(out.covariance + pixel * out.covariance_stride,
                     image.shape[2] * common.pixels.bands, nan);
       } else {
-        out.score[pixel * out.status_stride] = nan;
+        std::fill_n(out.score + pixel * out.score_stride, out.maps, nan);
       }
     }
   }
@@ -173,13 +214,19 @@ void window_estimators(const WindowEstimatorsParams& params, const TensorView& i
   const std::int64_t cols = image.shape[1];
   const std::int64_t bands = image.shape[2];
   const std::int64_t windows = params.window_count;
-  if (is_given(score)) {
+  if (is_given(params.target)) {
+    check_scores(op, "score", score, real_dtype(image.dtype), rows * cols * score_maps(params));
+  } else if (is_given(score)) {
     check_output(op, "score", score, real_dtype(image.dtype), {rows, cols, windows});
   } else {
     check_output(op, "mean", mean, image.dtype, {rows, cols, windows, bands});
     check_output(op, "covariance", covariance, image.dtype, {rows, cols, windows, bands, bands});
   }
-  check_output(op, "status", status, DType::u8, {rows, cols, windows});
+  if (is_given(params.target)) {
+    check_status(op, status, rows * cols);
+  } else {
+    check_output(op, "status", status, DType::u8, {rows, cols, windows});
+  }
   select_route(op, execution, image.device, false);
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, window_estimators_workspace(params, image, threads));
@@ -189,6 +236,7 @@ void window_estimators(const WindowEstimatorsParams& params, const TensorView& i
     for (int k = 0; k < params.window_count; ++k) {
       Scratch scratch(workspace);
       Plan p = make_plan(scratch, params, params.windows[k], image, threads);
+      if (is_given(params.target)) load_window_targets(params, p);
       compute_mean(p.moments, image, mask, threads);
       const std::ptrdiff_t spectrum = real_bands(image);
       Results<T> out{};
@@ -201,7 +249,9 @@ void window_estimators(const WindowEstimatorsParams& params, const TensorView& i
       out.status = static_cast<std::uint8_t*>(status.data) + k;
       out.mean_stride = windows * spectrum;
       out.covariance_stride = windows * bands * spectrum;
+      out.score_stride = score_maps(params);
       out.status_stride = windows;
+      out.maps = is_given(params.target) ? score_maps(params) : 1;
       estimate_window<T>(params, params.windows[k], p, image, out, done, threads);
     }
   });

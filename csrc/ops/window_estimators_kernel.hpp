@@ -8,6 +8,7 @@
 #include "core/pixel_list.hpp"
 #include "core/window_axis.hpp"
 #include "mahal/estimators.hpp"
+#include "mahal/matched_score.hpp"
 
 namespace mahal {
 
@@ -29,14 +30,20 @@ struct WindowEstimatorsBlock {
   T* covariance;
   T* score;
   std::uint8_t* result;  // status
-  std::ptrdiff_t mean_stride, covariance_stride, result_stride;
+  std::ptrdiff_t mean_stride, covariance_stride, score_stride, result_stride;
+  // Spectra that the scores are about, a stride apart; none: squared Mahalanobis distances.
+  const double* targets;
+  std::ptrdiff_t target_stride;
+  int target_count;
+  MatchedScore kind;
   void* scratch;  // scratch_bytes(), 64-byte aligned
 };
 
 template <Isa I>
 struct WindowEstimatorsKernel {
   static int lanes();
-  static std::size_t scratch_bytes(int bands, bool hermitian, int samples, int outer);
+  // aims: whitened targets that are kept at a time.
+  static std::size_t scratch_bytes(int bands, bool hermitian, int samples, int outer, int aims);
   static void run(const WindowEstimatorsBlock<float>&);
   static void run(const WindowEstimatorsBlock<double>&);
 };

@@ -34,17 +34,18 @@ struct Pack {
   double* mean;     // width, relative to the origin
   double* test;     // width
   double* origin;   // width
+  double* aims;     // whitened targets, each width
   double* staged;   // one row of the pixels of all windows, not interleaved
 
   static int padded(int bands) { return (bands + 7) / 8 * 8; }
-  static std::size_t elements(int bands, int samples, int outer) {
+  static std::size_t elements(int bands, int samples, int outer, int aims) {
     const std::size_t n = static_cast<std::size_t>(bands);
     const std::size_t matrix = n * n / E;
-    const std::size_t interleaved =
-        static_cast<std::size_t>(samples) * (n + 1) + chunk + together * n + 3 * matrix + 5 * n;
+    const std::size_t interleaved = static_cast<std::size_t>(samples) * (n + 1) + chunk +
+                                    together * n + 3 * matrix + (5 + aims) * n;
     return interleaved * L + static_cast<std::size_t>(outer + L) * padded(bands);
   }
-  Pack(int bands, int sample_count, void* scratch)
+  Pack(int bands, int sample_count, int aim_count, void* scratch)
       : width(bands), variables(bands / E), capacity(sample_count), pitch(padded(bands)) {
     double* at = static_cast<double*>(scratch);
     const auto take = [&](std::int64_t count) {
@@ -64,6 +65,7 @@ struct Pack {
     mean = take(width);
     test = take(width);
     origin = take(width);
+    aims = take(static_cast<std::int64_t>(aim_count) * width);
     staged = take(0);
   }
 
@@ -193,6 +195,43 @@ struct Pack {
         }
     }
   }
+  // L^-1 x in place; returns its squared length.
+  MAHAL_INLINE V solve(double* x) const {
+    V q[1];
+    distances<1>(x, q);
+    for (int j = 0; j < width; ++j) S::store(x + j * L, S::load(solved + j * L));
+    return q[0];
+  }
+  // a^H b, its parts where complex.
+  MAHAL_INLINE void product(const double* a, const double* b, V* parts) const {
+    MAHAL_UNROLL
+    for (int e = 0; e < E; ++e) parts[e] = V{};
+    for (int j = 0; j < width; j += E) {
+      const V re = S::load(a + j * L);
+      const V other = S::load(b + j * L);
+      parts[0] = S::fma(re, other, parts[0]);
+      if constexpr (E == 2) {
+        const V im = S::load(a + (j + 1) * L);
+        const V turned = S::load(b + (j + 1) * L);
+        parts[0] = S::fma(im, turned, parts[0]);
+        parts[1] = S::fnma(im, other, S::fma(re, turned, parts[1]));
+      }
+    }
+  }
+  // b -= c a
+  MAHAL_INLINE void take_out(const V* c, const double* a, double* b) const {
+    for (int j = 0; j < width; j += E) {
+      const V re = S::load(a + j * L);
+      V rest = S::fnma(c[0], re, S::load(b + j * L));
+      if constexpr (E == 2) {
+        const V im = S::load(a + (j + 1) * L);
+        rest = S::fma(c[1], im, rest);
+        S::store(b + (j + 1) * L,
+                 S::fnma(c[1], re, S::fnma(c[0], im, S::load(b + (j + 1) * L))));
+      }
+      S::store(b + j * L, rest);
+    }
+  }
   // visit(k, distance) for the samples [begin, end).
   template <class F>
   MAHAL_INLINE void each_distance(int begin, int end, const F& visit) const {
@@ -259,7 +298,14 @@ struct PixelPack {
   explicit PixelPack(const WindowEstimatorsBlock<T>& block)
       : b(block),
         p(block.pixels.bands, block.outer * block.outer - block.inner * block.inner,
-          block.scratch) {}
+          kept_targets(block), block.scratch) {}
+
+  // Only a basis is needed as a whole.
+  static int kept_targets(const WindowEstimatorsBlock<T>& block) {
+    return block.kind == MatchedScore::subspace_ace || block.target_count == 0
+               ? block.target_count
+               : 1;
+  }
 
   MAHAL_INLINE bool iterates() const {
     return b.estimation.estimator == Estimator::tyler ||
@@ -368,7 +414,9 @@ struct PixelPack {
       count[l] = n[l];
       if (state[l] != status_ok) continue;
       const int rank = n[l] - (b.center ? 1 : 0);
-      const bool enough = iterates() ? rank > p.variables : rank > 0;
+      // A sample covariance of less than full rank has no inverse to score with.
+      const bool full = b.target_count > 0 && b.estimation.estimator == Estimator::scm;
+      const bool enough = iterates() ? rank > p.variables : rank >= (full ? p.variables : 1);
       const bool divisible =
           b.estimation.estimator > Estimator::loading || !b.center || n[l] > b.ddof;
       if (!enough || !divisible) state[l] = status_few_samples;
@@ -606,27 +654,130 @@ struct PixelPack {
     }
   }
 
+  // What scores are multiplied by: 1 but for Tyler.
+  MAHAL_INLINE V score_scale() const {
+    if (b.estimation.estimator != Estimator::tyler) return S::set1(1.0);
+    V sum{};
+    p.each_distance(0, longest, [&](int k, V d) { sum = S::fma(d, S::load(p.norms + k * L), sum); });
+    return S::set1(p.variables) * samples / sum;
+  }
+  bool estimated(int lane) const {
+    return state[lane] == status_ok || state[lane] == status_not_converged;
+  }
+
   void score_pixels() {
     const V margin = p.factor_current(b.smallest_pivot);
-    V q[1];
-    p.template distances<1>(p.test, q);
-    V scale = S::set1(1.0);
-    if (b.estimation.estimator == Estimator::tyler) {
-      V sum{};
-      p.each_distance(0, longest, [&](int k, V d) { sum = S::fma(d, S::load(p.norms + k * L), sum); });
-      scale = S::set1(p.variables) * samples / sum;
-    }
+    const V square = p.solve(p.test);
+    if (b.target_count > 0) return score_targets(margin, square);
     alignas(64) double score[L];
     alignas(64) double good[L];
-    S::store(score, q[0] * scale);
+    S::store(score, square * score_scale());
     S::store(good, margin);
     for (int l = 0; l < b.col_end - b.col_begin; ++l) {
-      const bool estimated = state[l] == status_ok || state[l] == status_not_converged;
       // A distance beyond the range of the numbers has no value either.
-      const bool scored = estimated && good[l] > 0 && score[l] - score[l] == 0;
-      if (estimated && !scored) state[l] = status_singular;
-      b.score[l * b.result_stride] =
+      const bool scored = estimated(l) && good[l] > 0 && score[l] - score[l] == 0;
+      if (estimated(l) && !scored) state[l] = status_singular;
+      b.score[l * b.score_stride] =
           scored ? static_cast<T>(score[l]) : static_cast<T>(__builtin_nan(""));
+    }
+  }
+
+  // Leaves w = L^-1 (t - m) of a target; returns its squared length, zero where nothing but
+  // rounding is left of the difference.
+  MAHAL_INLINE V whiten_target(const double* target, double* w) const {
+    constexpr double rounding = 0x1p-48;  // 16 of float64
+    V apart{};
+    for (int j = 0; j < p.width; ++j) {
+      const V t = S::set1(target[j]);
+      const V origin = S::load(p.origin + j * L);
+      const V shift = S::load(p.mean + j * L);
+      const V m = origin + shift;
+      const V size = S::max(S::max(t, -t), S::max(m, -m));
+      const V d = t - origin - shift;
+      apart = S::max(apart, S::max(d, -d) - S::set1(rounding) * size);
+      S::store(w + j * L, d);
+    }
+    return where(apart, p.solve(w), V{});
+  }
+  // Takes the first `count` of the rows, which are orthonormal, out of w, twice, as once leaves
+  // rounding behind, and brings it to unit length. Per lane positive, unless nothing but rounding
+  // is left.
+  MAHAL_INLINE V orthonormalize(int count, V length, double* w) const {
+    constexpr double dependent = 0x1p-46;  // 64 of float64
+    V parts[E];
+    for (int pass = 0; pass < 2; ++pass) {
+      for (int k = 0; k < count; ++k) {
+        const double* q = p.aims + static_cast<std::ptrdiff_t>(k) * p.width * L;
+        p.product(q, w, parts);
+        p.take_out(parts, q, w);
+      }
+    }
+    p.product(w, w, parts);
+    const V rest = S::sqrt(parts[0]);
+    const V limit = S::set1(dependent) * S::sqrt(S::set1(p.width) * length);
+    const V scale = where(rest - limit, S::set1(1.0) / rest, V{});
+    for (int j = 0; j < p.width; ++j) S::store(w + j * L, S::load(w + j * L) * scale);
+    return scale;
+  }
+  // <w, y>, its magnitude where complex, to what the kind of score makes of it.
+  MAHAL_INLINE V score_of(V c, V length, V square, V scale) const {
+    switch (b.kind) {
+      case MatchedScore::ace:
+        return where(square, S::min((c / length) * (c / square), S::set1(1.0)), V{});
+      case MatchedScore::signed_ace: {
+        const V cosine = c / S::sqrt(length) / S::sqrt(square);
+        return where(square, S::max(S::min(cosine, S::set1(1.0)), S::set1(-1.0)), V{});
+      }
+      case MatchedScore::subspace_ace:
+        return where(square, c * (c / square), V{});
+      case MatchedScore::normalized_filter:
+        return c / S::sqrt(length) * S::sqrt(scale);
+      default:
+        return c / length;
+    }
+  }
+  __attribute__((noinline)) void score_targets(V margin, V square) {
+    const bool subspace = b.kind == MatchedScore::subspace_ace;
+    // Only one kind of score depends on the scale of the covariance.
+    const V scale = b.kind == MatchedScore::normalized_filter ? score_scale() : S::set1(1.0);
+    const T nan = static_cast<T>(__builtin_nan(""));
+    const int lanes = b.col_end - b.col_begin;
+    alignas(64) double good[L];
+    alignas(64) double power[L];
+    alignas(64) double value[L];
+    bool scored[L];
+    S::store(good, margin);
+    S::store(power, square);
+    for (int l = 0; l < lanes; ++l) {
+      scored[l] = estimated(l) && good[l] > 0 && power[l] - power[l] == 0;
+      if (estimated(l) && !scored[l]) state[l] = status_singular;
+    }
+    V total{};
+    V all = S::set1(1.0);
+    for (int k = 0; k < b.target_count; ++k) {
+      double* w = p.aims + (subspace ? static_cast<std::ptrdiff_t>(k) * p.width * L : 0);
+      const V length = whiten_target(b.targets + k * b.target_stride, w);
+      V regular = length;
+      if (subspace) regular = where(regular, orthonormalize(k, length, w), V{});
+      V parts[E];
+      p.product(w, p.test, parts);
+      V c = parts[0];
+      if constexpr (E == 2) c = S::sqrt(S::fma(c, c, parts[1] * parts[1]));
+      const V score = score_of(c, length, square, scale);
+      if (subspace) {
+        total = total + score;
+        all = S::min(all, regular);
+        if (k + 1 < b.target_count) continue;
+      }
+      S::store(value, subspace ? S::min(total, S::set1(1.0)) : score);
+      S::store(good, subspace ? all : regular);
+      T* out = b.score + (subspace ? 0 : k);
+      for (int l = 0; l < lanes; ++l) {
+        const bool there = scored[l] && good[l] > 0 && good[l] - good[l] == 0 &&
+                           value[l] - value[l] == 0;
+        if (scored[l] && !there) state[l] = status_singular;
+        out[l * b.score_stride] = there ? static_cast<T>(value[l]) : nan;
+      }
     }
   }
 
@@ -664,9 +815,10 @@ int WindowEstimatorsKernel<current_isa>::lanes() {
 }
 template <>
 std::size_t WindowEstimatorsKernel<current_isa>::scratch_bytes(int bands, bool hermitian,
-                                                               int samples, int outer) {
-  const std::size_t elements =
-      hermitian ? Pack<2>::elements(bands, samples, outer) : Pack<1>::elements(bands, samples, outer);
+                                                               int samples, int outer,
+                                                               int aims) {
+  const std::size_t elements = hermitian ? Pack<2>::elements(bands, samples, outer, aims)
+                                         : Pack<1>::elements(bands, samples, outer, aims);
   return elements * sizeof(double);
 }
 template <>

@@ -154,6 +154,7 @@ def matched_workspace(
     window: tuple[int, int],
     border: str,
     center: bool,
+    estimation: _Estimation,
     threads: int,
 ) -> int: ...
 def matched(
@@ -170,6 +171,7 @@ def matched(
     border: str,
     center: bool,
     load: bool,
+    estimation: _Estimation,
     threads: int,
     stream: int,
     progress: Any,

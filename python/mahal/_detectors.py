@@ -60,9 +60,14 @@ class Detector(NamedTuple):
                 scores, status = np.where(mask, scores, np.nan), np.where(mask, status, 4)
         return self.sign * scores, status.astype(np.uint8, copy=False)
 
-    def has_law(self, estimator: str) -> bool:
-        """Whether a false-alarm rate gives the threshold."""
-        return self.law is not None and estimator in self.law.estimators
+    def has_law(self, estimator: str, inside: bool) -> bool:
+        """Whether a false-alarm rate gives the threshold.
+
+        ``inside``: the pixel is one of its own samples; there only sample covariances have laws.
+        """
+        if self.law is None or (inside and estimator != "scm"):
+            return False
+        return estimator in self.law.estimators
 
 
 def _filter_threshold(rate: Any, bands: int, samples: Any, **law: Any) -> Any:
@@ -78,9 +83,11 @@ def _filter_pvalue(scores: Array, bands: int, samples: Any, **law: Any) -> Any:
     return significance.amf_pvalue(scores, bands, samples, signed=True, **law)
 
 
-_ACE = Law(significance.ace_threshold, significance.ace_pvalue)
+_ACE = Law(significance.ace_threshold, significance.ace_pvalue, ("scm", "tyler"))
 _SIGNED = Law(
-    partial(significance.ace_threshold, signed=True), partial(significance.ace_pvalue, signed=True)
+    partial(significance.ace_threshold, signed=True),
+    partial(significance.ace_pvalue, signed=True),
+    ("scm", "tyler"),
 )
 
 DETECTORS = {

@@ -42,8 +42,8 @@ AREAS = {
     "snpr": "SNPR",
 }
 ESTIMATOR_HELP = (
-    "covariance: sample (default), diagonal loading, Ledoit-Wolf, OAS, Tyler, Student-t; only the "
-    "sample covariance has exact thresholds"
+    "covariance: sample (default), diagonal loading, Ledoit-Wolf, OAS, Tyler, Student-t; exact "
+    "thresholds for the sample covariance, and for ACE with Tyler in a window with a hole"
 )
 OUTPUT_RULE = (
     "An existing folder, or a path that ends in a separator: files are named after the scene in "
@@ -343,7 +343,7 @@ def _detect(args: argparse.Namespace) -> None:
         raise _UsageError("detect: --window and --background exclude each other")
     detector = DETECTORS[args.detector]
     _check_options("detect", detector, args)
-    law = detector.has_law(args.estimator)
+    law = _has_law(args)
     if args.false_discovery_rate is not None and not law:
         raise _UsageError(
             f"detect: --false-discovery-rate: needs the law of the scores, and {detector.name} "
@@ -437,10 +437,15 @@ def _alarm_rate(args: argparse.Namespace) -> float:
     return 1e-3 if args.false_alarm_rate is None else float(args.false_alarm_rate)
 
 
+def _has_law(args: argparse.Namespace) -> bool:
+    inside = args.background is None and _is_sample(args.window)
+    return DETECTORS[args.detector].has_law(args.estimator, inside)
+
+
 def _rule(args: argparse.Namespace) -> str:
     if args.false_discovery_rate is not None:
         return f"false-discovery rate {args.false_discovery_rate:g}"
-    if not DETECTORS[args.detector].has_law(args.estimator):
+    if not _has_law(args):
         return f"share of pixels {_alarm_rate(args):g}"
     return f"false-alarm rate {_alarm_rate(args):g}"
 
@@ -492,6 +497,8 @@ def _decide(
         "mean": "known" if args.uncentred else "estimated",
         "complex_data": scene.image.dtype.kind == "c",
     }
+    if args.estimator != "scm":
+        options["estimator"] = args.estimator
     rate = _alarm_rate(args)
     found = None
     if args.false_discovery_rate is not None:
@@ -686,6 +693,11 @@ class _Progress:
             print("\r" + " " * 40 + "\r", end="", file=self.stream, flush=True)
 
 
+def _is_sample(window: int | tuple[int, int] | None) -> bool:
+    """Whether a pixel is among the samples of its own background."""
+    return window is None or isinstance(window, int) or window[0] == 0
+
+
 def _samples(
     scene: Scene,
     window: int | tuple[int, int] | None,
@@ -697,7 +709,7 @@ def _samples(
         return np.asarray(len(background)), False
     if window is None:
         return np.asarray(_used(scene).sum()), True
-    inside = isinstance(window, int) or window[0] == 0
+    inside = _is_sample(window)
     if scene.mask is None and border != "valid":
         inner, outer = (0, window) if isinstance(window, int) else window
         return np.asarray(outer**2 - inner**2), inside

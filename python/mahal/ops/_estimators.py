@@ -53,12 +53,25 @@ def warn_not_converged(op: str, count: int, total: int, *, depth: int = 3) -> No
     )
 
 
-def report_estimates(op: str, status: Array, estimator: str, singular: str) -> None:
-    """Warn of the pixels of a score map whose estimate is singular or not converged, or raise."""
+def report_estimates(
+    op: str,
+    status: Array,
+    estimator: str,
+    singular: str,
+    *,
+    what: str = "a singular covariance",
+    loads: bool = True,
+    depth: int = 4,
+) -> None:
+    """Warn of the pixels of a score map whose estimate is singular or not converged, or raise.
+
+    ``loads``: whether a singular sample covariance can be loaded by the global one. ``depth``
+    counts the frames to the user's.
+    """
     # Loading by the global covariance stands in for a sample covariance only.
-    rule = "nan" if singular == "load" and estimator != "scm" else singular
-    report_singular(op, status, rule, depth=4)
+    rule = "nan" if singular == "load" and not (loads and estimator == "scm") else singular
+    report_singular(op, status, rule, what=what, depth=depth)
     states = to_host(status)
     count = int((states == NOT_CONVERGED).sum())
     if count:
-        warn_not_converged(op, count, states.size, depth=4)
+        warn_not_converged(op, count, states.size, depth=depth)

@@ -15,12 +15,13 @@ from mahal._arrays import (
     check_choice,
     check_flag,
     check_rank,
+    dtype_name,
     empty,
     real_dtype_name,
-    report_singular,
     stream,
     workspace,
 )
+from mahal.ops._estimators import Estimation, as_estimation, report_estimates
 from mahal.ops._targets import as_targets
 
 
@@ -32,6 +33,11 @@ def ace(
     background: Array | None = None,
     covariance: Array | None = None,
     mask: Array | None = None,
+    estimator: str = "scm",
+    loading: float = 1e-3,
+    nu: float = 5.0,
+    tolerance: float = 1e-6,
+    max_iterations: int = 100,
     signed: bool = False,
     subspace: bool = False,
     border: str = "shift",
@@ -49,8 +55,7 @@ def ace(
     Parameters
     ----------
     image : (rows, cols, bands) array; without ``window`` also (n, bands)
-        Real or complex; integers are promoted to float32. In windows complex images need a
-        ``covariance``.
+        Real or complex; integers are promoted to float32.
     target : (bands,) or (targets, bands) array
         In the units of the image; its dtype or its double. Several targets are detected each for
         itself, unless ``subspace`` is set.
@@ -64,6 +69,10 @@ def ace(
         background or the window.
     mask : bool array of the shape of the pixels, optional
         True where a pixel is used; others are neither scored nor samples.
+    estimator : {"scm", "loading", "ledoit_wolf", "oas", "tyler", "student_t"}
+        Of S, for the whole image or every window, as for `mahal.rx`; not with ``covariance``.
+    loading, nu, tolerance, max_iterations : float, float, float, int
+        Of the estimators, as for `mahal.rx`.
     signed : bool
         The cosine itself, in [-1, 1]: tells the target from its opposite ``2 m - t``, which the
         square does not. For real images only.
@@ -75,10 +84,11 @@ def ace(
     singular : {"load", "nan", "raise"}
         Rule for an S that is not positive definite, as for `mahal.rx`: ``load`` adds
         ``1e-10 trace(S) / bands`` to the diagonal of a global S, and 1e-6 of the global S to that
-        of a window; ``nan`` scores NaN; ``raise`` raises `SingularError`.
+        of a window; ``nan`` scores NaN, and so does ``load`` with another estimator than "scm" and
+        in windows of complex images or without ``center``; ``raise`` raises `SingularError`.
     center : bool
         False: the mean is zero by assumption, ``m = 0`` and S has divisor N; the habit for
-        single-look complex radar images. Not with ``window``.
+        single-look complex radar images. Must be true with a window and a covariance.
     return_status : bool
         Also return the status of every pixel.
     threads : int, optional
@@ -94,14 +104,16 @@ def ace(
         and precision of the image, real. NaN where the status is 1, 3 or 4.
     status : uint8 array of the shape of the pixels, with ``return_status``
         As for `mahal.rx`: 0 scored; 1 too few samples; 2 singular, see ``singular``; 3 a value that
-        is not finite; 4 masked or at the edge. With a window, 2 also where a target lies on the
-        local mean or depends on the others of a subspace, which scores NaN.
+        is not finite; 4 masked or at the edge; 5 scored with an estimate that has not converged.
+        With a window, 2 also where a target lies on the local mean or depends on the others of a
+        subspace, which scores NaN.
 
     Raises
     ------
     ValueError
-        Wrong shapes; fewer samples than bands + 1 (bands without ``center``); a target that is not
-        finite or lies on the mean; targets of a subspace that are linearly dependent.
+        Wrong shapes; fewer samples than bands + 1 (bands without ``center``), one more for "tyler"
+        and "student_t" and fewer for shrinkage; a target that is not finite or lies on the mean;
+        targets of a subspace that are linearly dependent.
     TypeError
         Arrays that are not numbers, or not of one library and dtype.
     SingularError
@@ -111,16 +123,23 @@ def ace(
     -----
     SingularWarning
         When S is singular, unless it raises.
+    ConvergenceWarning
+        With the number of pixels whose estimate has not converged.
 
     Notes
     -----
     With one band every pixel has the score 1. Complex images use Hermitian forms: neither a phase
     of the pixel nor one of the target matters.
 
-    Local scores are computed on the image whitened by the covariance of all its pixels, in the
-    dtype of the image. As in `mahal.rx`, what rounding does to them is estimated; where it may
-    exceed 1e-3 (float32) or 1e-8 (float64) of the lengths of y and w, the pixel or its block is
-    scored again in float64.
+    For single-look radar, local ACE with ``center=False`` is the adaptive normalized matched filter
+    (ANMF); with "tyler" it does not change when every sample of a window is scaled by a factor of
+    its own, the texture of clutter.
+
+    Local scores of real images with a mean and "scm" are computed on the image whitened by the
+    covariance of all its pixels, in the dtype of the image. As in `mahal.rx`, what rounding does to
+    them is estimated; where it may exceed 1e-3 (float32) or 1e-8 (float64) of the lengths of y and
+    w, the pixel or its block is scored again in float64. All other windows are scored in float64,
+    in the units of the image.
 
     Re-centring the target on the local mean, as Spectral Python does, makes the target depend on
     the data: the law of the scores in `mahal.significance` is that of a fixed ``t - m``.
@@ -128,7 +147,9 @@ def ace(
     References
     ----------
     S. Kraut and L. L. Scharf, "The CFAR adaptive subspace detector is a scale-invariant GLRT", IEEE
-    Trans. Signal Processing 47(9), 1999.
+    Trans. Signal Processing 47(9), 1999. F. Pascal, Y. Chitour, J.-P. Ovarlez, P. Forster and P.
+    Larzabal, "Covariance structure maximum-likelihood estimates in compound Gaussian noise", IEEE
+    Trans. Signal Processing 56(1), 2008.
     """
     op = "ace"
     if signed and subspace:
@@ -143,6 +164,7 @@ def ace(
         background,
         covariance,
         mask,
+        as_estimation(op, estimator, loading, nu, tolerance, max_iterations),
         border,
         singular,
         center,
@@ -160,6 +182,11 @@ def matched_filter(
     background: Array | None = None,
     covariance: Array | None = None,
     mask: Array | None = None,
+    estimator: str = "scm",
+    loading: float = 1e-3,
+    nu: float = 5.0,
+    tolerance: float = 1e-6,
+    max_iterations: int = 100,
     normalized: bool = False,
     border: str = "shift",
     singular: str = "load",
@@ -177,6 +204,9 @@ def matched_filter(
     ----------
     image, target, window, background, covariance, mask, border, singular, center
         As for `mahal.ace`.
+    estimator, loading, nu, tolerance, max_iterations
+        As for `mahal.ace`. "tyler" is scaled such that its samples have a mean squared distance of
+        ``bands``.
     return_status, threads, progress
         As for `mahal.ace`.
     normalized : bool
@@ -200,7 +230,7 @@ def matched_filter(
 
     Warns
     -----
-    SingularWarning
+    SingularWarning, ConvergenceWarning
         As for `mahal.ace`.
 
     Notes
@@ -213,8 +243,9 @@ def matched_filter(
     D. Manolakis, D. Marden and G. A. Shaw, "Hyperspectral image processing for automatic target
     detection applications", Lincoln Laboratory Journal 14(1), 2003.
     """
+    op = "matched_filter"
     return _scores(
-        "matched_filter",
+        op,
         "normalized_filter" if normalized else "filter",
         image,
         target,
@@ -222,6 +253,7 @@ def matched_filter(
         background,
         covariance,
         mask,
+        as_estimation(op, estimator, loading, nu, tolerance, max_iterations),
         border,
         singular,
         center,
@@ -289,6 +321,7 @@ def cem(
         background,
         None,
         mask,
+        as_estimation("cem", "scm", 1e-3, 5.0, 1e-6, 100),
         "shift",
         singular,
         True,
@@ -307,6 +340,7 @@ def _scores(
     background: Any,
     covariance: Any,
     mask: Any,
+    estimation: Estimation,
     border: str,
     singular: str,
     center: bool,
@@ -327,6 +361,9 @@ def _scores(
     mask = as_mask(op, mask, image)
     check_flag(op, "center", center)
     count = as_threads(op, threads)
+    estimator = estimation[0]
+    if covariance is not None and estimator != "scm":
+        raise ValueError(f"{op}: estimator: cannot be combined with covariance, got {estimator!r}")
     pixels = tuple(image.shape[:-1])
     maps = () if single or score == "subspace_ace" else (targets.shape[0],)
     scores = empty(image, (*pixels, *maps), real_dtype_name(image))
@@ -334,7 +371,7 @@ def _scores(
     memory = workspace(
         image,
         _core.matched_workspace(
-            image, targets, background, covariance, score, sides, border, center, count
+            image, targets, background, covariance, score, sides, border, center, estimation, count
         ),
     )
     _core.matched(
@@ -351,6 +388,7 @@ def _scores(
         border,
         center,
         singular == "load",
+        estimation,
         count,
         stream(image),
         progress,
@@ -358,5 +396,7 @@ def _scores(
     what = "a singular covariance"
     if window is not None:
         what += " or a target without a direction of its own"
-    report_singular(op, status, singular, what=what, depth=4)
+    # Only the windows that local RX has too are loaded.
+    loads = window is None or (center and real_dtype_name(image) == dtype_name(image))
+    report_estimates(op, status, estimator, singular, what=what, loads=loads, depth=5)
     return (scores, status) if return_status else scores

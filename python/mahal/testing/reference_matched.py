@@ -6,12 +6,12 @@ As in `mahal.testing.reference`, nothing here calls a kernel of mahal.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mahal.testing import reference
+from mahal.testing import reference, reference_estimators
 from mahal.testing.reference import Float64, Numbers, Window
 
 __all__ = ["ace", "cem", "matched_filter", "spectral_angle"]
@@ -51,6 +51,81 @@ def _normalized_filter(y: Numbers, w: Numbers) -> Float64:
     return np.asarray(_products(y, w) / np.linalg.norm(w, axis=1))
 
 
+def _estimated(
+    samples: Numbers, estimation: dict[str, Any], center: bool
+) -> tuple[Numbers, Numbers | None, int]:
+    """Mean, Cholesky factor in the units of the image (None: there is none), and status."""
+    estimator = estimation.get("estimator", "scm")
+    bands = samples.shape[1]
+    mean = np.zeros(bands)
+    if estimator == "scm" and len(samples) < bands + int(center):
+        return mean, None, reference.TOO_FEW_SAMPLES
+    found = reference_estimators.estimate(samples, center=center, **estimation)
+    if found.status not in (reference.OK, reference_estimators.NOT_CONVERGED):
+        return mean, None, found.status
+    mean = found.mean if center else mean
+    lower, failed = reference._factor(found.covariance, reference_estimators.SINGULAR_WINDOW_PIVOT)
+    if failed:
+        return mean, None, reference.SINGULAR
+    if estimator == "tyler":
+        distances = reference._power(reference._forward(lower, samples - mean))
+        lower = lower * np.sqrt(distances.mean() / bands)
+    return mean, lower, found.status
+
+
+def _detect_estimated(
+    score: Score,
+    image: ArrayLike,
+    target: ArrayLike,
+    *,
+    window: Window | None = None,
+    background: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    border: str = "shift",
+    center: bool = True,
+    **estimation: Any,
+) -> tuple[Float64, NDArray[np.uint8]]:
+    """Scores in the units of the image, where a singular estimate scores nothing."""
+    data = reference._double(image)
+    shape, bands = data.shape[:-1], data.shape[-1]
+    flat = data.reshape(-1, bands)
+    targets = np.atleast_2d(reference._double(target))
+    maps = 1 if score is _subspace else len(targets)
+    use = np.ones(len(flat), bool) if mask is None else np.asarray(mask, bool).reshape(-1)
+    finite = reference._finite(flat)
+    scores = np.full((len(flat), maps), np.nan)
+    status = np.zeros(len(flat), dtype=np.uint8)
+    status[~finite] = reference.NON_FINITE
+    status[~use] = reference.MASKED
+    scored = np.flatnonzero(use & finite)
+    if window is None:
+        other = flat[scored]
+        if background is not None:
+            other = reference._double(background).reshape(-1, bands)
+            other = other[reference._finite(other)]
+        everywhere = _estimated(other, estimation, center)
+    for pixel in scored:
+        if window is None:
+            mean, lower, status[pixel] = everywhere
+        else:
+            row, col = divmod(int(pixel), shape[1])
+            ring = reference.ring_indices(row, col, shape[0], shape[1], window, border)
+            if ring is None:
+                status[pixel] = reference.MASKED
+                continue
+            samples = flat[ring[use[ring]]]
+            if not np.isfinite(samples).all():
+                status[pixel] = reference.NON_FINITE
+                continue
+            mean, lower, status[pixel] = _estimated(samples, estimation, center)
+        if lower is not None:
+            y = reference._forward(lower, (flat[pixel] - mean)[None])
+            scores[pixel] = score(y, reference._forward(lower, targets - mean))[0]
+    one_map = np.ndim(target) == 1 or score is _subspace
+    shown = shape if one_map else (*shape, maps)
+    return scores.reshape(shown), status.reshape(shape)
+
+
 def _detect(
     score: Score,
     image: ArrayLike,
@@ -63,8 +138,23 @@ def _detect(
     border: str = "shift",
     singular: str = "load",
     center: bool = True,
+    **estimation: Any,
 ) -> tuple[Float64, NDArray[np.uint8]]:
     data = reference._double(image)
+    estimated = estimation.get("estimator", "scm") != "scm"
+    radar = data.dtype.kind == "c" or not center
+    if estimated or (window is not None and covariance is None and radar):
+        return _detect_estimated(
+            score,
+            image,
+            target,
+            window=window,
+            background=background,
+            mask=mask,
+            border=border,
+            center=center,
+            **estimation,
+        )
     shape, bands = data.shape[:-1], data.shape[-1]
     flat = data.reshape(-1, bands)
     targets = np.atleast_2d(reference._double(target))
@@ -137,11 +227,13 @@ def ace(
     border: str = "shift",
     singular: str = "load",
     center: bool = True,
+    **estimation: Any,
 ) -> tuple[Float64, NDArray[np.uint8]]:
     """Adaptive cosine estimator and status; see `mahal.ace`.
 
     The same steps as in `mahal.testing.reference.rx`: everything is done on the image whitened by
-    the global covariance, and a window is judged there.
+    the global covariance, and a window is judged there. With another ``estimator`` than "scm", and
+    in windows of complex images or without ``center``, all is done in the units of the image.
     """
     score = _cosine if signed else _subspace if subspace else _squared_cosine
     return _detect(
@@ -155,6 +247,7 @@ def ace(
         border=border,
         singular=singular,
         center=center,
+        **estimation,
     )
 
 
@@ -170,6 +263,7 @@ def matched_filter(
     border: str = "shift",
     singular: str = "load",
     center: bool = True,
+    **estimation: Any,
 ) -> tuple[Float64, NDArray[np.uint8]]:
     """Matched filter and status; see `mahal.matched_filter`."""
     return _detect(
@@ -183,6 +277,7 @@ def matched_filter(
         border=border,
         singular=singular,
         center=center,
+        **estimation,
     )
 
 
