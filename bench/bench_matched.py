@@ -1,5 +1,7 @@
 """ACE and matched filter of a 100 x 100 x 162 float32 scene, global and in windows of (5, 21).
 
+Also local ACE of single-look radar, 256 x 256 x 3 complex64, mean zero, in windows of (5, 11).
+
     python bench/bench_matched.py
 
 The scene is that of bench_rx. Everything from the user's array to the score map is timed. Slow
@@ -57,6 +59,21 @@ def local_ace(image: np.ndarray, pixels: np.ndarray, target: np.ndarray) -> np.n
     return scores
 
 
+def radar_ace(image: np.ndarray, pixels: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """One matrix and one solve per pixel about a mean of zero, complex128."""
+    scores = np.empty(len(pixels))
+    for k, (row, col) in enumerate(pixels):
+        samples = image[row - 5 : row + 6, col - 5 : col + 6].astype(np.complex128)
+        keep = np.ones((11, 11), bool)
+        keep[3:8, 3:8] = False
+        z = samples[keep]
+        x = samples[5, 5]
+        solved = np.linalg.solve(z.T @ z.conj() / len(z), np.stack([x, target], axis=1))
+        power = (x.conj() @ solved[:, 0]).real * (target.conj() @ solved[:, 1]).real
+        scores[k] = abs(target.conj() @ solved[:, 0]) ** 2 / power
+    return scores
+
+
 def spectral_local(spectral: Any, image: np.ndarray, target: np.ndarray) -> Callable[[], Any]:
     """Spectral Python's ace on a block of pixels in the middle of the scene."""
     spectral.settings.show_progress = False
@@ -89,6 +106,11 @@ def main() -> None:
     target = targets[0]
     few = np.argwhere(np.ones((rows, cols), bool))[rng.choice(rows * cols, 64, replace=False)]
     size = f"{rows}x{cols}x{bands} float32"
+    side = 64 if args.quick else 256
+    white = rng.standard_normal((side, side, 3, 2)) @ np.array([1.0, 1.0j])
+    slc = white.astype(np.complex64)
+    steering = np.array([1.0, 1.0j, -1.0])
+    inner = rng.integers(5, side - 5, (256, 2))
     spectral = optional("spectral")
 
     cases: dict[str, list[Candidate]] = {
@@ -117,11 +139,24 @@ def main() -> None:
         f"ACE, window ({INNER}, {OUTER}), 10 targets, {size}": [
             Candidate("mahal", lambda: mahal.ace(image, targets, window=(INNER, OUTER))),
         ],
+        f"ACE, window (5, 11), mean zero, {side}x{side}x3 complex64": [
+            Candidate("mahal", lambda: mahal.ace(slc, steering, window=(5, 11), center=False)),
+            Candidate(
+                "mahal tyler",
+                lambda: mahal.ace(slc, steering, window=(5, 11), center=False, estimator="tyler"),
+            ),
+            Candidate(
+                "numpy",
+                lambda: radar_ace(slc, inner, steering),
+                side * side / len(inner),
+                f"{len(inner)} pixels",
+            ),
+        ],
     }
     if spectral is not None:
         name = f"SPy {spectral.__version__}"
         block = SPECTRAL_ROWS * SPECTRAL_COLS
-        one, ten, filtered, local, _ = cases.values()
+        one, ten, filtered, local, *_ = cases.values()
         one.append(Candidate(name, lambda: spectral.ace(image, target)))
         ten.append(Candidate(name, lambda: spectral.ace(image, list(targets))))
         filtered.append(Candidate(name, lambda: spectral.matched_filter(image, target)))

@@ -22,6 +22,7 @@ from mahal import metrics, scenes, significance
 RATES = (1e-2, 1e-3)
 WINDOWS = (None, (5, 11), (31, 39))
 ESTIMATORS = ("scm", "loading", "ledoit_wolf", "oas", "tyler", "student_t")
+LAWFUL = ("scm", "tyler")  # estimators that `mahal.significance` has a law of local ACE for
 METRICS = (
     "frobenius",
     "logeuclid",
@@ -126,6 +127,17 @@ def false_alarms(folder: Path, windows: tuple[tuple[int, int] | None, ...] = WIN
         ):
             shares = [np.mean(scores >= threshold(r, **law)) for r in RATES]
             rows.append({"data": name, "detector": label, "window": None, "shares": shares})
+        for window in filter(None, windows):
+            for estimator in LAWFUL:
+                options = {"window": window, "estimator": estimator, "center": False}
+                scores = quiet(mahal.ace, image, target, **options)
+                law = law_of(window, image)
+                shares = [
+                    np.mean(scores >= significance.ace_threshold(r, estimator=estimator, **law))
+                    for r in RATES
+                ]
+                label = f"ACE, {estimator}"
+                rows.append({"data": name, "detector": label, "window": window, "shares": shares})
     return rows
 
 
@@ -145,12 +157,17 @@ def areas(
             auc = metrics.roc_areas(scores, scene.truth).auc_df
             rows.append({"detector": f"RX, {estimator}", "window": window, "auc": auc})
     classes = scene.metadata["classes"]
-    for kind, name in enumerate(PAULI):
-        target = np.eye(3, dtype=np.complex128)[kind]
-        counted = (classes == 0) | (classes == kind + 1)
-        scores = quiet(mahal.ace, scene.image, target)[counted]
-        auc = metrics.roc_areas(scores, (classes == kind + 1)[counted]).auc_df
-        rows.append({"detector": f"ACE, {name} crosses", "window": None, "auc": auc})
+    targets = np.eye(3, dtype=np.complex128)
+    for window in windows:
+        for estimator in estimators if window else ("scm",):
+            options = {"window": window, "estimator": estimator, "center": window is None}
+            scores = quiet(mahal.ace, scene.image, targets, **options)
+            for kind, name in enumerate(PAULI):
+                counted = (classes == 0) | (classes == kind + 1)
+                truth = (classes == kind + 1)[counted]
+                auc = metrics.roc_areas(scores[counted, kind], truth).auc_df
+                label = f"ACE, {name} crosses" + (f", {estimator}" if window else "")
+                rows.append({"detector": label, "window": window, "auc": auc})
     return rows
 
 

@@ -179,6 +179,34 @@ def test_estimators_reach_the_function_and_leave_the_law(folder, capsys, scene, 
     refused(capsys, folder, "needs the law of the scores, and rx with oas", "detect", "s.npy", *fdr)
 
 
+def test_local_ace_of_radar_has_thresholds_with_tyler_too(folder, capsys):
+    rng = np.random.default_rng(9)
+    slc = rng.normal(size=(ROWS, COLS, 3)) + 1j * rng.normal(size=(ROWS, COLS, 3))
+    slc = slc.astype(np.complex64)
+    np.save("slc.npy", slc)
+    np.save("t.npy", np.array([1.0, 1.0j, 0.0]))
+    options = ["--detector", "ace", "--target", "t.npy", "--uncentred", "--estimator", "tyler"]
+    law = {"mean": "known", "complex_data": True, "estimator": "tyler"}
+    window = ["--window", 3, 9, "--false-alarm-rate", 0.01, "-o", "out/"]
+    out = accepted(capsys, "detect", "slc.npy", *options, *window)
+    assert "local ace (tyler), mean zero, window 3 9" in out
+    target = np.array([1.0, 1.0j, 0.0], dtype=np.complex64)
+    expected = mahal.ace(slc, target, window=(3, 9), estimator="tyler", center=False)
+    np.testing.assert_array_equal(np.load("out/slc_scores.npy"), expected)
+    summary = summary_of("slc")
+    assert summary["threshold_rule"] == "law of the scores"
+    threshold = significance.ace_threshold(0.01, 3, 9**2 - 3**2, **law)
+    assert summary["threshold"] == pytest.approx(threshold)
+    # A pixel among its own samples has no law with Tyler.
+    for sides in ([], ["--window", 9]):
+        accepted(capsys, "detect", "slc.npy", *options, *sides, "-o", "out/")
+        assert summary_of("slc")["threshold_rule"] == "share of the pixels"
+    fdr = ["--false-discovery-rate", 0.1]
+    refused(
+        capsys, folder, "law of the scores, and ace with tyler", "detect", "slc.npy", *options, *fdr
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -103,7 +103,7 @@ DETECTORS = {
         ),
         Detector(
             "ace",
-            "squared cosine between pixel and target, once whitened; blind to brightness",
+            "squared cosine between pixel and target, once whitened (ANMF); blind to brightness",
             "ace",
             True,
             {},

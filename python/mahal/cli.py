@@ -1006,6 +1006,7 @@ def _list_detectors(args: argparse.Namespace) -> None:
     for name, detector in DETECTORS.items():
         notes = ["needs a target"] if detector.needs_target else []
         notes += ["takes a window"] if detector.takes("window") else []
+        notes += ["takes an estimator"] if detector.takes("estimator") else []
         notes += ["exact thresholds"] if detector.law else []
         rows.append((name, f"{detector.summary} ({', '.join(notes) or 'no threshold law'})"))
     _print(rows)
