@@ -24,6 +24,11 @@ constexpr double window_pivot = 1e-12;
 int target_count(const WindowEstimatorsParams& params) {
   return is_given(params.target) ? static_cast<int>(params.target.shape[0]) : 0;
 }
+// Whitened targets that a window needs at a time: only a basis is needed as a whole.
+int kept_targets(const WindowEstimatorsParams& params) {
+  const int targets = target_count(params);
+  return params.kind == MatchedScore::subspace_ace ? targets : std::min(targets, 1);
+}
 // Scores of a pixel, side by side.
 int score_maps(const WindowEstimatorsParams& params) {
   if (!is_given(params.target)) return params.window_count;
@@ -46,13 +51,12 @@ Plan make_plan(Scratch& scratch, const WindowEstimatorsParams& params, const Win
   p.moments =
       plan_moments(scratch, static_cast<std::int64_t>(rows) * cols, real_bands(image), threads);
   p.tables = plan_windows(scratch, window, params.border, rows, cols);
-  const int targets = target_count(params);
-  p.targets = scratch.take<double>(static_cast<std::int64_t>(targets) * p.moments.padded);
-  // Only a basis is needed as a whole.
-  const int aims = params.kind == MatchedScore::subspace_ace ? targets : std::min(targets, 1);
+  p.targets =
+      scratch.take<double>(static_cast<std::int64_t>(target_count(params)) * p.moments.padded);
   const std::size_t bytes = dispatch_isa([&]<Isa I>() {
     return WindowEstimatorsKernel<I>::scratch_bytes(real_bands(image), is_complex(image.dtype),
-                                                    window_samples(window), window.outer, aims);
+                                                    window_samples(window), window.outer,
+                                                    kept_targets(params));
   });
   p.worker_bytes = (bytes + 63) / 64 * 64;
   p.room = scratch.take<char>(static_cast<std::int64_t>(p.worker_bytes) * threads);
@@ -73,6 +77,13 @@ void check_inputs(const WindowEstimatorsParams& params, const TensorView& image)
     if (params.window_count != 1) {
       throw_value_error(op, "window", "must be one with a target",
                         std::to_string(params.window_count));
+    }
+    if (params.kind == MatchedScore::cem || params.kind == MatchedScore::centered_cem) {
+      throw_value_error(op, "kind", "must not be cem", "cem");
+    }
+    if (params.kind == MatchedScore::signed_ace && is_complex(image.dtype)) {
+      throw_value_error(op, "kind", "must not be signed for complex images",
+                        dtype_name(image.dtype));
     }
     // Nothing is scored without an inverse.
     if (params.estimation.estimator == Estimator::scm) least += image.shape[2] - 1;
@@ -137,6 +148,7 @@ void estimate_window(const WindowEstimatorsParams& params, const Window& window,
   common.targets = p.targets;
   common.target_stride = p.moments.padded;
   common.target_count = target_count(params);
+  common.aims = kept_targets(params);
   common.kind = params.kind;
   const int height = t.rows_end - t.rows_begin;
   const std::int64_t total = static_cast<std::int64_t>(params.window_count) * height;

@@ -35,6 +35,7 @@ struct WindowEstimatorsBlock {
   const double* targets;
   std::ptrdiff_t target_stride;
   int target_count;
+  int aims;  // whitened targets that are kept at a time
   MatchedScore kind;
   void* scratch;  // scratch_bytes(), 64-byte aligned
 };
@@ -42,7 +43,6 @@ struct WindowEstimatorsBlock {
 template <Isa I>
 struct WindowEstimatorsKernel {
   static int lanes();
-  // aims: whitened targets that are kept at a time.
   static std::size_t scratch_bytes(int bands, bool hermitian, int samples, int outer, int aims);
   static void run(const WindowEstimatorsBlock<float>&);
   static void run(const WindowEstimatorsBlock<double>&);

@@ -298,14 +298,7 @@ struct PixelPack {
   explicit PixelPack(const WindowEstimatorsBlock<T>& block)
       : b(block),
         p(block.pixels.bands, block.outer * block.outer - block.inner * block.inner,
-          kept_targets(block), block.scratch) {}
-
-  // Only a basis is needed as a whole.
-  static int kept_targets(const WindowEstimatorsBlock<T>& block) {
-    return block.kind == MatchedScore::subspace_ace || block.target_count == 0
-               ? block.target_count
-               : 1;
-  }
+          block.aims, block.scratch) {}
 
   MAHAL_INLINE bool iterates() const {
     return b.estimation.estimator == Estimator::tyler ||
