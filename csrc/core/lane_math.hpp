@@ -20,8 +20,10 @@ struct LaneMath {
   // sqrt(2), where ln m = 2 artanh((m - 1) / (m + 1)) needs eleven terms.
   static MAHAL_INLINE V log(V x) {
     constexpr std::int64_t root_half = 0x3fe6a09e667f3bcd;
-    const W bits = reinterpret_cast<W>(x);
-    const W shifted = bits - root_half;
+    // Unsigned, as other numbers, whose result does not count, may wrap around.
+    using U = typename VectorOf<std::uint64_t, static_cast<int>(sizeof(V))>::type;
+    const W shifted =
+        reinterpret_cast<W>(reinterpret_cast<U>(x) - static_cast<std::uint64_t>(root_half));
     const W exponent = shifted >> 52;
     const V m = reinterpret_cast<V>((shifted & 0x000fffffffffffff) + root_half);
     const V k = __builtin_convertvector(exponent, V);
