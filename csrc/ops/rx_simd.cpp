@@ -16,7 +16,7 @@ inline constexpr int spectra_at_once = 64;
 
 // Doubles and floats share the layout rules; all offsets are in elements.
 struct Layout {
-  std::ptrdiff_t ld, state, sums, matrix, inverse, peak, strips, base, base_sums, origin, spectra,
+  std::ptrdiff_t ld, sums, matrix, inverse, peak, strips, base, base_sums, origin, spectra,
       pointers, lengths, products, total;
 };
 
@@ -30,7 +30,6 @@ MAHAL_INLINE Layout layout_of(int bands, int padded, int outer, int inner, int t
     return here;
   };
   s.ld = (bands + 1) | 1;  // an odd leading dimension spreads the rows over the cache sets
-  s.state = take(static_cast<std::ptrdiff_t>(bands) * (bands + 1) / 2 * lanes);
   s.sums = take(static_cast<std::ptrdiff_t>(bands) * lanes);
   s.matrix = take((bands + 1 + targets) * s.ld * lanes);
   s.inverse = take(static_cast<std::ptrdiff_t>(bands) * lanes);
@@ -135,6 +134,12 @@ struct LocalRx {
     }
   }
 
+  // The triangle of the state stands above the diagonal of the matrix, its rows from the last to the
+  // first: the factorisation leaves that part alone.
+  MAHAL_INLINE T* state_row(std::ptrdiff_t i) const {
+    return mem + s.matrix + ((b.bands - 1 - i) * (s.ld + 1) + 1) * L;
+  }
+
   // Rows i .. i + R of the state, columns [j0, j1).
   template <int Plus, Pass P, int R>
   MAHAL_INLINE void slide_rows(int i, int j0, int j1, V reciprocal) const {
@@ -152,7 +157,7 @@ struct LocalRx {
       MAHAL_UNROLL
       for (int k = 0; k < K; ++k) xi[r][k] = S::load(strips + (row * K + k) * L);
       mean[r] = S::load(sums + row * L) * reciprocal;
-      state[r] = mem + s.state + row * (row + 1) / 2 * L;
+      state[r] = state_row(row);
       matrix[r] = mem + s.matrix + row * s.ld * L;
       base[r] = mem + s.base + row * b.padded;
     }
@@ -278,8 +283,8 @@ struct LocalRx {
   }
 
   MAHAL_INLINE void clear() const {
-    const std::ptrdiff_t pairs = static_cast<std::ptrdiff_t>(b.bands) * (b.bands + 1) / 2;
-    for (std::ptrdiff_t i = 0; i < pairs; ++i) S::store(mem + s.state + i * L, S::zero());
+    for (int i = 0; i < b.bands; ++i)
+      for (int j = 0; j <= i; ++j) S::store(state_row(i) + j * L, S::zero());
     for (int j = 0; j < b.bands; ++j) S::store(mem + s.sums + j * L, S::zero());
   }
 
@@ -503,7 +508,7 @@ struct LocalRx {
 
   // Sum of the squares of band j.
   MAHAL_INLINE const T* diagonal(std::ptrdiff_t j) const {
-    return mem + s.state + (j * (j + 1) / 2 + j) * L;
+    return state_row(j) + j * L;
   }
 
   MAHAL_INLINE void score(int r, V reciprocal, const T* samples) const {
