@@ -9,7 +9,6 @@ from typing import Any
 import mahal
 import numpy as np
 import pytest
-from mahal import significance
 from mahal.testing import (
     Case,
     OpSpec,
@@ -19,7 +18,6 @@ from mahal.testing import (
     run_op_checks,
     tolerance,
 )
-from scipy import stats
 
 ESTIMATORS = ("scm", "loading", "ledoit_wolf", "oas", "tyler", "student_t")
 REAL = (np.float32, np.float64)
@@ -187,6 +185,9 @@ def test_windows_of_real_and_complex_values_and_both_engines_agree() -> None:
 def test_false_alarms_of_complex_ace(estimator: str) -> None:
     # One row of windows side by side: every score has samples of its own.
     windows, side, hole, bands = 6000, 7, 3, 3
+    stats = pytest.importorskip("scipy.stats")
+    from mahal import significance
+
     rng = np.random.default_rng(5)
     white = rng.standard_normal((side, side * windows, bands, 2)) @ np.array([1.0, 1.0j])
     image = white @ np.linalg.cholesky(random_spd(bands, CONDITION, rng, hermitian=True)).T
