@@ -29,6 +29,9 @@ import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
+SETTLE = 0.05
+"""Seconds of rest before a measurement."""
+
 
 @dataclass
 class Row:
@@ -197,6 +200,8 @@ def compare(
         for candidate, count, seen in zip(candidates, inner, times, strict=True):
             if sum(seen) * count > budget:
                 continue
+            # The threads of the library before spin for a while after its work.
+            time.sleep(SETTLE)
             begin = time.perf_counter()
             for _ in range(count):
                 candidate.call()
