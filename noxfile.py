@@ -18,6 +18,7 @@ import nox
 ROOT = Path(__file__).parent
 BUILD = ROOT / "build"
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+# tests/test_NAME.py of the ops: run by themselves on every instruction set and under sanitizers.
 OPS = (
     "mean_covariance",
     "local_covariance",

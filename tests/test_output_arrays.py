@@ -3,6 +3,7 @@
 import mahal
 import numpy as np
 import pytest
+from mahal.testing import tolerance
 
 RNG = np.random.default_rng(5)
 IMAGE = RNG.standard_normal((9, 8, 4), dtype=np.float32)
@@ -52,6 +53,11 @@ def test_large_results_are_the_same(n, dtype):
     whole = mahal.cholesky(a, singular="nan")
     parts = [mahal.cholesky(part, singular="nan") for part in np.array_split(a, 9)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
+    some = np.r_[0:7, count - 40 : count]
+    condition = 1 + n * float(a[some, 0, 1].max())
+    expected = np.linalg.cholesky(a[some].astype(np.float64))
+    allowed = tolerance(dtype, condition=condition, terms=n)
+    np.testing.assert_allclose(whole[some], expected, rtol=allowed, atol=allowed)
     assert np.isnan(whole[7]).all()
     assert np.isfinite(np.delete(whole, 7, axis=0)).all()
 
