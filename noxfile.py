@@ -20,21 +20,21 @@ BUILD = ROOT / "build"
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 # tests/test_NAME.py of the ops: run by themselves on every instruction set and under sanitizers.
 OPS = (
-    "mean_covariance",
-    "local_covariance",
+    "change_map",
     "cholesky",
-    "whiten",
-    "mahalanobis",
-    "matched",
-    "matched_estimators",
-    "rx",
-    "spectral_angle",
-    "window_estimators",
     "complex",
     "covariance_distance",
     "covariance_log",
-    "change_map",
+    "local_covariance",
+    "mahalanobis",
+    "matched",
+    "matched_estimators",
+    "mean_covariance",
+    "rx",
+    "spectral_angle",
     "structural_similarity",
+    "whiten",
+    "window_estimators",
 )
 TORCH = "torch==2.13.0"
 
