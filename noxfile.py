@@ -37,6 +37,8 @@ OPS = (
     "window_estimators",
 )
 TORCH = "torch==2.13.0"
+# One pytest per core, which take tests from each other at the end.
+PARALLEL = ("-n", "auto", "--dist", "worksteal")
 
 nox.needs_version = ">=2025.5.1"
 # The tests come last, so that their summary stands at the end.
@@ -177,7 +179,7 @@ def tsan(session: nox.Session) -> None:
 def emulator(session: nox.Session) -> None:
     """CUDA kernels on the CPU, with the whole library under the address and UB sanitizers."""
     folder = BUILD / "nox-emulator"
-    session.install("pytest", "hypothesis", "numpy")
+    session.install("pytest", "pytest-xdist", "hypothesis", "numpy")
     _install(
         session,
         folder,
@@ -193,6 +195,7 @@ def emulator(session: nox.Session) -> None:
     preload = [_compiler_file(name) for name in ("libasan.so", "libstdc++.so")]
     _pytest(
         session,
+        *PARALLEL,
         *_test_files("caster", "threads", "emulator", *OPS),
         env={
             "LD_PRELOAD": " ".join(preload),
@@ -272,9 +275,9 @@ def tests(session: nox.Session) -> None:
     failed = []
     for isa in isas[:-1]:
         try:
-            _pytest(session, "-q", *_test_files(*OPS), env={"MAHAL_ISA": isa})
+            _pytest(session, "-q", *PARALLEL, *_test_files(*OPS), env={"MAHAL_ISA": isa})
         except nox.command.CommandFailed:
             failed.append(isa)
-    _pytest(session, env={"MAHAL_BUILD_DIR": str(folder)})
+    _pytest(session, *PARALLEL, env={"MAHAL_BUILD_DIR": str(folder)})
     if failed:
         session.error(f"tests failed on {', '.join(failed)}")
