@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/build_config.hpp"
+#include "core/launch_device.hpp"
 #include "mahal/context.hpp"
 #include "mahal/error.hpp"
 #include "mahal/tensor.hpp"
@@ -42,7 +43,8 @@ enum class Route : std::uint8_t { cpu, cuda, emulator };
 
 // The route for arrays on `device`. `has_kernel` tells whether the op has a CUDA kernel. Throws
 // DeviceError when there is no way; guard the branches with `if constexpr (built_with_cuda)` and
-// `if constexpr (built_with_emulator)`, as the kernels exist in such builds only.
+// `if constexpr (built_with_emulator)`, as the kernels exist in such builds only. Kernels that this
+// thread launches afterwards go to `device`.
 inline Route select_route(const char* op, const Execution& execution, Device device,
                           bool has_kernel) {
   const Backend backend =
@@ -58,6 +60,7 @@ inline Route select_route(const char* op, const Execution& execution, Device dev
     if (!built_with_cuda) {
       throw_device_error(op, "device", "this build of mahal has no CUDA kernels", "CUDA arrays");
     }
+    launch_device = device.index;
     return Route::cuda;
   }
   if (!built_with_emulator) {

@@ -13,11 +13,16 @@
 //   simt::dynamic_shared<T>() for shared memory. Static __shared__ arrays are left out on purpose:
 //   the emulator could not poison them or let the address sanitizer see their ends.
 // A kernel takes one parameter, a struct by value, and is started by simt::launch, which throws
-// DeviceError when the launch is impossible. Each thread of a block reaches every __syncthreads.
+// DeviceError when the launch is impossible; launches after a failed one work. Each thread of a
+// block reaches every __syncthreads.
 //
-// The emulator reads two environment variables at every launch:
-//   MAHAL_SIMT_SEED       seed of the schedule, default 1
-//   MAHAL_SIMT_STACK_KIB  stack of one fibre in KiB, default 64 (256 under the address sanitizer)
+// A block may have simt::shared_limit(op) bytes of shared memory on the device of the launch. Every
+// device has simt::plain_shared_bytes; where more is asked for, fewer blocks fit beside each other.
+//
+// The emulator reads three environment variables at every launch:
+//   MAHAL_SIMT_SEED        seed of the schedule, default 1
+//   MAHAL_SIMT_STACK_KIB   stack of one fibre in KiB, default 64 (256 under the address sanitizer)
+//   MAHAL_SIMT_SHARED_KIB  shared memory that a block may have, default 227 as on an H200
 #pragma once
 
 #include <cstddef>
@@ -83,8 +88,7 @@ inline thread_local constinit dim3 blockDim{}, gridDim{};
 
 namespace simt {
 
-// The limits every supported device has (shared memory without opting in to more).
-inline constexpr std::size_t max_shared_bytes = 48 * 1024;
+inline constexpr std::size_t plain_shared_bytes = 48 * 1024;
 inline constexpr std::size_t max_block_threads = 1024;
 inline constexpr int warp_size = 32;
 
@@ -126,6 +130,11 @@ inline std::size_t environment_number(const char* name, std::size_t fallback) {
                       "'");
   }
   return static_cast<std::size_t>(number);
+}
+
+inline std::size_t shared_limit(const char* /*op*/) {
+  constexpr std::size_t fallback_kib = 227;
+  return environment_number("MAHAL_SIMT_SHARED_KIB", fallback_kib) * 1024;
 }
 
 // All threads of one block at a time; the same fibres serve one block after the other.
@@ -453,7 +462,7 @@ void launch(const char* op, void (*kernel)(P), dim3 grid, dim3 block, std::size_
   const std::size_t threads = std::size_t{block.x} * block.y * block.z;
   const std::size_t blocks = std::size_t{grid.x} * grid.y * grid.z;
   if (threads == 0 || threads > max_block_threads || block.z > 64 || blocks == 0 ||
-      grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535 || shared_bytes > max_shared_bytes) {
+      grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535 || shared_bytes > shared_limit(op)) {
     throw DeviceError(std::string(op) + ": emulated launch failed: grid (" +
                       std::to_string(grid.x) + "," + std::to_string(grid.y) + "," +
                       std::to_string(grid.z) + "), " + std::to_string(threads) + " threads and " +
@@ -534,6 +543,8 @@ T __shfl_down_sync(unsigned lanes, T value, unsigned distance,
 
 #include <type_traits>
 
+#include "core/launch_device.hpp"
+
 // In front of a loop: unroll it whole, so that the array it indexes stays in registers.
 #define MAHAL_UNROLL _Pragma("unroll")
 
@@ -545,21 +556,61 @@ __device__ inline T* dynamic_shared() {
   return reinterpret_cast<T*>(mahal_shared_bytes);
 }
 
+inline constexpr std::size_t plain_shared_bytes = 48 * 1024;
+
+inline void check(const char* op, const char* call, cudaError_t status) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // so that nobody takes it for the error of a later call
+  throw DeviceError(std::string(op) + ": " + call + " failed with code " +
+                    std::to_string(static_cast<int>(status)) + " (" + cudaGetErrorString(status) +
+                    ")");
+}
+
+inline std::size_t shared_limit(const char* op) {
+  int bytes = 0;
+  check(op, "cudaDeviceGetAttribute",
+        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, launch_device));
+  return static_cast<std::size_t>(bytes);
+}
+
+// Makes launch_device the current device of the thread, and restores the one before.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(const char* op) {
+    check(op, "cudaGetDevice", cudaGetDevice(&before_));
+    if (before_ == launch_device) return;
+    check(op, "cudaSetDevice", cudaSetDevice(launch_device));
+    changed_ = true;
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+  ~CurrentDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
 // Starts the kernel on the stream (a cudaStream_t as an integer) and returns without waiting.
+// Nothing here is refused while the stream is captured into a graph.
 template <class P>
 void launch(const char* op, void (*kernel)(P), dim3 grid, dim3 block, std::size_t shared_bytes,
             std::uintptr_t stream, const std::type_identity_t<P>& parameters) {
+  const CurrentDevice device(op);
+  if (shared_bytes > plain_shared_bytes) {
+    // Always to the limit: threads that launch the kernel with other sizes then do not interfere.
+    check(op, "cudaFuncSetAttribute",
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_limit(op))));
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = reinterpret_cast<cudaStream_t>(stream);
-  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, parameters);
-  if (status != cudaSuccess) {
-    throw DeviceError(std::string(op) + ": cudaLaunchKernelEx failed with code " +
-                      std::to_string(static_cast<int>(status)) + " (" + cudaGetErrorString(status) +
-                      ")");
-  }
+  check(op, "cudaLaunchKernelEx", cudaLaunchKernelEx(&config, kernel, parameters));
 }
 
 }  // namespace mahal::cuda::simt

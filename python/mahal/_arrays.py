@@ -212,7 +212,8 @@ def empty(like: Array, shape: Sequence[int], dtype: str) -> Array:
         torch = _loaded("torch")
         return torch.empty(tuple(shape), dtype=getattr(torch, dtype), device=like.device)
     if library == "cupy":
-        return _loaded("cupy").empty(tuple(shape), dtype=dtype)
+        with like.device:
+            return _loaded("cupy").empty(tuple(shape), dtype=dtype)
     # numpy aligns to 16 bytes, streaming stores need 64.
     kind = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
@@ -254,8 +255,10 @@ def as_output(op: str, argument: str, out: Any, like: Array, shape: Sequence[int
         )
     if library == "torch":
         good = out.is_contiguous() and out.device == like.device
+    elif library == "cupy":
+        good = out.flags.c_contiguous and out.device == like.device
     else:
-        good = out.flags.c_contiguous and (library == "cupy" or out.flags.writeable)
+        good = out.flags.c_contiguous and out.flags.writeable
     if not good:
         raise ValueError(
             f"{op}: {argument}: must be contiguous, writable and on the device of the other "
@@ -280,13 +283,21 @@ def workspace(like: Array, size: int) -> Array:
 
 
 def stream(like: Array) -> int:
-    """Handle of the stream that the caller's library is using, 0 on the host."""
+    """Handle of the stream that the caller's library is using on the device of the array.
+
+    0 on the host, and for the default stream.
+    """
     library = library_of(like)
     if library == "torch" and like.device.type == "cuda":
         return int(_loaded("torch").cuda.current_stream(like.device).cuda_stream)
     if library == "cupy":
-        return int(_loaded("cupy").cuda.get_current_stream().ptr)
+        return int(_loaded("cupy").cuda.get_current_stream(like.device.id).ptr)
     return 0
+
+
+def on_device(array: Array) -> bool:
+    """Whether the array is in GPU memory, where looking at a value means to wait for it."""
+    return library_of(array) == "cupy" or (library_of(array) == "torch" and array.is_cuda)
 
 
 def to_host(array: Array) -> np.ndarray:
@@ -307,8 +318,11 @@ def report_singular(
 ) -> None:
     """Warn of the pixels with a singular covariance, or raise.
 
-    ``depth`` counts the frames from here to the user's.
+    Of results on a device only where an error is asked for: a warning is not worth waiting for
+    them. ``depth`` counts the frames from here to the user's.
     """
+    if on_device(status) and singular != "raise":
+        return
     found = to_host(status) == _SINGULAR
     if not found.any():
         return

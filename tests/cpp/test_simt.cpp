@@ -338,7 +338,17 @@ void test_emulator() {
   check_throws<DeviceError>(launch(dim3(1), dim3(0), 0), limits, "no threads");
   check_throws<DeviceError>(launch(dim3(0), dim3(1), 0), limits, "no blocks");
   check_throws<DeviceError>(launch(dim3(1, 65536), dim3(1), 0), limits, "too many blocks");
-  check_throws<DeviceError>(launch(dim3(1), dim3(1), 48 * 1024 + 1), limits, "too much memory");
+  check_throws<DeviceError>(launch(dim3(1), dim3(1), 227 * 1024 + 1), limits, "too much memory");
+  {
+    const Environment environment("MAHAL_SIMT_SHARED_KIB", "99");
+    check(simt::shared_limit("test") == 99 * 1024, "the limit of a smaller device");
+    check_throws<DeviceError>(launch(dim3(1), dim3(1), 99 * 1024 + 1), limits,
+                              "too much memory for a smaller device");
+  }
+  fresh.assign(1, 0);
+  simt::launch("test", look_at_fresh_memory, dim3(1), dim3(1), simt::shared_limit("test"), 0,
+               Poison{fresh.data()});
+  check(fresh[0] == 1, "launches work after failed ones, up to the limit");
   {
     const Environment environment("MAHAL_SIMT_SEED", "x1");
     check_throws<DeviceError>(launch(dim3(1), dim3(1), 0), "must be a whole number, got 'x1'",

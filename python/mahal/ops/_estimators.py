@@ -6,7 +6,14 @@ import operator
 import warnings
 from typing import Any, TypeAlias
 
-from mahal._arrays import Array, ConvergenceWarning, check_choice, report_singular, to_host
+from mahal._arrays import (
+    Array,
+    ConvergenceWarning,
+    check_choice,
+    on_device,
+    report_singular,
+    to_host,
+)
 
 Estimation: TypeAlias = tuple[str, float, float, float, int]
 """Name, loading, nu, tolerance and cap of the iterations, as the kernels take them."""
@@ -71,6 +78,13 @@ def report_estimates(
     # Loading by the global covariance stands in for a sample covariance only.
     rule = "nan" if singular == "load" and not (loads and estimator == "scm") else singular
     report_singular(op, status, rule, what=what, depth=depth)
+    report_not_converged(op, status, depth=depth + 1)
+
+
+def report_not_converged(op: str, status: Array, *, depth: int) -> None:
+    """Warn of the estimates that stopped at the cap, unless the states are on a device."""
+    if on_device(status):
+        return
     states = to_host(status)
     count = int((states == NOT_CONVERGED).sum())
     if count:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mahal import _core
-from mahal._arrays import Array, empty, real_dtype_name, stream, to_host, workspace
-from mahal.ops._estimators import NOT_CONVERGED, Estimation, warn_not_converged
+from mahal._arrays import Array, empty, real_dtype_name, stream, workspace
+from mahal.ops._estimators import Estimation, report_not_converged
 
 
 def covariance_maps(
@@ -49,10 +49,7 @@ def covariance_maps(
         stream(image),
         None,
     )
-    states = to_host(status)
-    failed = int((states == NOT_CONVERGED).sum())
-    if failed:
-        warn_not_converged(op, failed, states.size, depth=4)
+    report_not_converged(op, status, depth=5)
     return status
 
 
