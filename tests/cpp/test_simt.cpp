@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <complex>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
@@ -18,12 +19,14 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "core/device_matrix.hpp"
 #include "core/simt.hpp"
 #include "ops/cholesky_cuda.hpp"
 #include "ops/local_covariance_cuda.hpp"
@@ -692,6 +695,149 @@ void test_local_covariance() {
   both({.rows = 2, .cols = 3, .bands = 40, .windows = {{101, 21}}, .border = Border::reflect});
 }
 
+// ------------------------------------------------------------------- matrices in shared memory
+constexpr int right_hand_sides = 3;
+
+// Factors one matrix with right-hand sides below it, and solves for the last of these again.
+template <class N>
+struct OneMatrix {
+  const N* a;      // n + right_hand_sides rows of n
+  N* out;          // the same, and a row for the solution by a warp
+  double* sums;    // per thread: a sum over the block
+  bool* factored;  // per thread
+  int n;
+  bool packed;
+};
+
+template <class N, class Layout>
+void factor_one(const OneMatrix<N>& p, Layout at, int entries) {
+  using namespace mahal::emulator;
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int n = p.n, rows = n + right_hand_sides;
+  double* room = simt::dynamic_shared<double>();
+  int* flag = reinterpret_cast<int*>(room + warp_lanes);
+  N* a = reinterpret_cast<N*>(room + warp_lanes + 2);
+  N* alone = a + entries;
+  auto* pivots = reinterpret_cast<Real<N>*>(alone + n);
+  for (int e = thread; e < rows * n; e += threads) {
+    const int i = e / n, j = e % n;
+    if (j <= i) a[at(i, j)] = p.a[e];
+    if (j == i) pivots[i] = real_part(p.a[e]);
+    if (i == rows - 1) alone[j] = p.a[e];
+  }
+  const auto tolerance = static_cast<Real<N>>(n) * simt::epsilon<Real<N>>;
+  p.factored[thread] = block_cholesky(a, at, n, rows, tolerance, pivots, flag);
+  if (thread / warp_lanes == threads / warp_lanes - 1) warp_forward(a, at, pivots, n, alone);
+  p.sums[thread] = block_reduce(double(thread), room) +
+                   1e6 * block_reduce(double(thread), room, Greatest{}) +
+                   1e12 * block_reduce(double(thread + 1), room, Least{});
+  for (int e = thread; e < (rows + 1) * n; e += threads) {
+    const int i = e / n, j = e % n;
+    p.out[e] = i == rows ? alone[j] : j <= i ? a[at(i, j)] : N{};
+  }
+}
+
+template <class N>
+__global__ void factor_one_kernel(OneMatrix<N> p) {
+  if (p.packed) {
+    factor_one(p, mahal::emulator::PackedRows{p.n}, p.n * (p.n + 1) / 2 + right_hand_sides * p.n);
+  } else {
+    factor_one(p, mahal::emulator::PitchedRows{p.n | 1}, (p.n + right_hand_sides) * (p.n | 1));
+  }
+}
+
+using LongComplex = std::complex<Long>;
+template <class T>
+LongComplex widened(T x) {
+  return {x, 0};
+}
+template <class T>
+LongComplex widened(mahal::emulator::Complex<T> x) {
+  return {x.re, x.im};
+}
+
+// |A - L L^H| as in factor_error below; |b - L y| <= (n + 1) eps |L| |y| row by row (theorem 8.5
+// there), and twice as much. A complex product has four times the rounding of a real one.
+template <class N>
+void test_matrix_of(int n, int threads, bool packed, bool regular) {
+  using namespace mahal::emulator;
+  const int rows = n + right_hand_sides;
+  const auto size = static_cast<std::size_t>(n);
+  std::mt19937 rng(static_cast<unsigned>(n));
+  std::normal_distribution<double> normal;
+  const auto draw = [&] {
+    N x = to_number<N>(normal(rng));
+    if constexpr (is_complex_number<N>) x.im = static_cast<Real<N>>(normal(rng));
+    return x;
+  };
+  std::vector<N> samples((size + 8) * size), a(rows * size);
+  for (N& x : samples) x = draw();
+  for (int i = 0; i < n; ++i) {
+    for (int j = 0; j <= i; ++j) {
+      LongComplex sum = i == j && regular ? 0.1 : 0;
+      const int count = regular ? n + 8 : n - 1;
+      for (int s = 0; s < count; ++s) {
+        sum += widened(samples[s * n + i]) * std::conj(widened(samples[s * n + j]));
+      }
+      a[i * n + j] = to_number<N>(static_cast<double>(sum.real()));
+      if constexpr (is_complex_number<N>) {
+        if (j < i) a[i * n + j].im = static_cast<Real<N>>(sum.imag());
+      }
+    }
+  }
+  for (int e = n * n; e < rows * n; ++e) a[e] = draw();
+  std::vector<N> l((rows + 1) * size);
+  std::vector<double> sums(static_cast<std::size_t>(threads));
+  const auto factored = std::make_unique<bool[]>(static_cast<std::size_t>(threads));
+  const std::size_t entries = packed ? size * (size + 1) / 2 + right_hand_sides * size
+                                     : static_cast<std::size_t>(rows * (n | 1));
+  simt::launch("test", factor_one_kernel<N>, dim3(1), dim3(static_cast<unsigned>(threads)),
+               (entries + 2 * size) * sizeof(N) + (warp_lanes + 2) * sizeof(double), 0,
+               {a.data(), l.data(), sums.data(), factored.get(), n, packed});
+
+  const std::string label = "matrix of " + std::to_string(sizeof(N)) +
+                            " bytes per entry, n = " + std::to_string(n) + ", " +
+                            std::to_string(threads) + " threads" + (packed ? ", packed" : "");
+  bool same = true;
+  const double expected = threads * (threads - 1) / 2 + 1e6 * (threads - 1) + 1e12;
+  for (int t = 0; t < threads; ++t) same &= factored[t] == regular && sums[t] == expected;
+  check(same, label + ": flag and reductions");
+  if (!regular) return;
+  const Long unit =
+      Long(2 * (n + 4)) * (is_complex_number<N> ? 4 : 1) * std::numeric_limits<Real<N>>::epsilon();
+  std::string wrong;
+  for (int i = 0; i < rows + 1; ++i) {
+    const N* wanted = &a[static_cast<std::size_t>(i < rows ? i : rows - 1) * size];
+    for (int j = 0; j < n && (i >= n || j <= i); ++j) {
+      LongComplex sum = 0;
+      Long magnitude = 0;
+      for (int k = 0; k <= j; ++k) {
+        const LongComplex term = widened(l[i * n + k]) * std::conj(widened(l[j * n + k]));
+        sum += term;
+        magnitude += std::abs(term);
+      }
+      if (!(std::abs(sum - widened(wanted[j])) <= unit * magnitude)) {
+        wrong = ": entry (" + std::to_string(i) + "," + std::to_string(j) + ")";
+      }
+    }
+  }
+  check(wrong.empty(), label + wrong);
+}
+
+void test_matrices() {
+  for (const int n : {1, 2, 15, 16, 17, 33, 50}) {
+    for (const bool packed : {false, true}) {
+      const int threads = n < 16 ? 32 : n < 40 ? 64 : 96;
+      test_matrix_of<float>(n, threads, packed, true);
+      test_matrix_of<double>(n, threads, packed, true);
+      test_matrix_of<mahal::emulator::Complex<float>>(n, threads, packed, true);
+      test_matrix_of<mahal::emulator::Complex<double>>(n, threads, packed, true);
+    }
+  }
+  test_matrix_of<float>(20, 64, true, false);
+  test_matrix_of<mahal::emulator::Complex<double>>(20, 64, false, false);
+}
+
 // ------------------------------------------------------------------------------------- Cholesky
 template <class T>
 struct Matrices {
@@ -890,6 +1036,7 @@ void test_cholesky() {
 int main() {
   mahal::emulator::test_emulator();
   test_local_covariance();
+  test_matrices();
   test_cholesky();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 ? 0 : 1;
