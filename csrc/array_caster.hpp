@@ -351,7 +351,8 @@ class Array {
     const bool empty = element_count(view_) == 0;
     view_.data = empty ? nothing : data;
     const std::size_t item = item_size(view_.dtype);
-    const std::size_t alignment = item > 8 ? 8 : item;
+    // CUDA kernels read a complex number at once.
+    const std::size_t alignment = item > 8 && view_.device.kind == DeviceKind::cpu ? 8 : item;
     if (!empty && reinterpret_cast<std::uintptr_t>(data) % alignment != 0) {
       throw py::value_error(std::string("array: memory of ") + dtype_name(view_.dtype) +
                             " must be aligned to " + std::to_string(alignment) +

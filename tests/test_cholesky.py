@@ -81,6 +81,57 @@ def test_large_matrices_reproduce_themselves(dtype: Any, size: int) -> None:
     factor_gives_the_matrix(case, (lower,))
 
 
+def kernel_backends() -> list[str]:
+    """Where CUDA kernels run on host arrays."""
+    return [name for name in mahal.testing.backends() if name == "emu"]
+
+
+@pytest.mark.parametrize(
+    ("size", "dtypes"),
+    [
+        (1, "fdFD"),
+        (7, "FD"),
+        (33, "FD"),
+        (60, "D"),
+        (70, "FD"),
+        (257, "fD"),
+    ],
+)
+def test_kernels_of_every_size(size: int, dtypes: str) -> None:
+    """One warp, one block, and several launches for a matrix."""
+    rng = np.random.default_rng(size)
+    for dtype in map(np.dtype, dtypes):
+        hermitian = dtype.kind == "c"
+        a = np.stack([random_spd(size, 1e3, rng, hermitian=hermitian) for _ in range(2)])
+        a = np.swapaxes(a.astype(dtype), 1, 2)
+        wide = a[0].astype(np.complex128)
+        wide += 0.25 * np.trace(wide) / size * np.eye(size)
+        a[1, -1, 0] = a[1, 0, -1] = np.nan
+        for name in kernel_backends():
+            with mahal.testing.backend(name):
+                good, bad = mahal.cholesky(a, loading=0.25, singular="nan")
+            assert np.isnan(bad[np.tril_indices(size)]).all()
+            np.testing.assert_array_equal(np.triu(good, 1), 0.0)
+            scale = np.sqrt(np.diagonal(wide).real)
+            good = good.astype(np.complex128)
+            residual = np.abs(good @ good.conj().T - wide) / np.outer(scale, scale)
+            # A complex product has four times the rounding of a real one.
+            constant = 8.0 if hermitian else 2.0
+            assert residual.max() <= tolerance(a.real.dtype, terms=size + 1, constant=constant)
+
+
+def test_kernels_see_large_singular_matrices() -> None:
+    size = 258
+    a = np.stack([np.eye(size, dtype=np.float32)] * 3)
+    a[0, 257, 257] = 0.0
+    a[2, 30:40, 30:40] = 1.0
+    for name in kernel_backends():
+        with mahal.testing.backend(name):
+            lower = mahal.cholesky(a, singular="nan")
+        np.testing.assert_array_equal(lower[1], np.eye(size))
+        assert np.isnan(lower[[0, 2]][:, np.tril_indices(size)[0], np.tril_indices(size)[1]]).all()
+
+
 def test_two_by_two_by_hand() -> None:
     lower = mahal.cholesky(np.array([[4.0, 2.0], [2.0, 10.0]]))
     np.testing.assert_array_equal(lower, [[2.0, 0.0], [1.0, 3.0]])

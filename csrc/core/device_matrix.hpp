@@ -189,7 +189,7 @@ struct PackedRows {
 
 // Columns that are factored between two updates of the rest.
 template <class N>
-inline constexpr int cholesky_panel = is_complex_number<N> ? 8 : 16;
+inline constexpr int cholesky_panel = sizeof(N) > 8 ? 8 : 16;
 
 // The hook by which tests/cpp/test_simt.cpp proves that its comparisons notice a lost barrier.
 __device__ __forceinline__ void block_panel_barrier() {
@@ -205,7 +205,7 @@ __device__ __forceinline__ void block_panel_barrier() {
 // Returns, for every thread, whether each pivot was one; where not, the numbers are of no use. The
 // memory may be filled just before the call, and read just after it.
 template <class N, class Layout>
-__device__ bool block_cholesky(N* a, Layout at, int n, int rows, Real<N> tolerance, Real<N>* pivots,
+__device__ __forceinline__ bool block_cholesky(N* a, Layout at, int n, int rows, Real<N> tolerance, Real<N>* pivots,
                                int* flag) {
   using R = Real<N>;
   constexpr int width = cholesky_panel<N>;

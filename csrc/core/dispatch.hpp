@@ -69,4 +69,9 @@ inline Route select_route(const char* op, const Execution& execution, Device dev
   return Route::emulator;
 }
 
+// Whether X_workspace should answer for the CUDA kernels: Execution::backend is not known to it.
+inline bool uses_kernels(Device device) {
+  return device.kind == DeviceKind::cuda || active_backend() == Backend::emulator;
+}
+
 }  // namespace mahal

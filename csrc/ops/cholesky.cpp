@@ -92,25 +92,39 @@ std::int64_t run_offset(const TensorView& a, std::int64_t run) {
   return offset;
 }
 
+template <class T>
+std::int64_t kernel_workspace(const TensorView& a) {
+  return cholesky_kernel_workspace<T>(batch_of(a).inner, a.shape[a.rank - 1], is_complex(a.dtype));
+}
+
+std::size_t kernel_bytes(const TensorView& a) {
+  return dispatch_float(a.dtype, [&]<class T>() {
+    Scratch scratch;
+    scratch.take<T>(kernel_workspace<T>(a));
+    return scratch.bytes();
+  });
+}
+
 // The CUDA kernels, on the device or in the emulator.
 void launch(const CholeskyParams& params, const TensorView& a, const Batch& batch,
             const TensorView& factor, const TensorView& status, Route route,
-            std::uintptr_t stream) {
+            const Workspace& workspace, std::uintptr_t stream) {
   const std::int64_t n = a.shape[a.rank - 1];
-  if (n > 256) {
-    throw_value_error(op, "a", "the CUDA kernels cover n = 1 to 256", std::to_string(n));
-  }
   dispatch_float(a.dtype, [&]<class T>() {
     CholeskyLaunch<T> arguments;
     arguments.batch = batch.inner;
     arguments.n = static_cast<int>(n);
+    arguments.hermitian = is_complex(a.dtype);
     arguments.batch_stride = a.rank >= 3 ? a.strides[a.rank - 3] : 0;
     arguments.row_stride = a.strides[a.rank - 2];
     arguments.col_stride = a.strides[a.rank - 1];
     arguments.loading = static_cast<T>(params.loading);
+    Scratch scratch(workspace);
+    arguments.workspace = scratch.take<T>(kernel_workspace<T>(a));
     for (std::int64_t run = 0; run < batch.outer; ++run) {
-      arguments.a = static_cast<const T*>(a.data) + run_offset(a, run);
-      arguments.factor = static_cast<T*>(factor.data) + run * batch.inner * n * n;
+      arguments.a = static_cast<const T*>(a.data) + elements_per_entry(a) * run_offset(a, run);
+      arguments.factor =
+          static_cast<T*>(factor.data) + elements_per_entry(a) * run * batch.inner * n * n;
       arguments.status = static_cast<std::uint8_t*>(status.data) + run * batch.inner;
       if constexpr (built_with_cuda) {
         if (route == Route::cuda) cuda::cholesky(arguments, stream);
@@ -126,6 +140,7 @@ void launch(const CholeskyParams& params, const TensorView& a, const Batch& batc
 
 std::size_t cholesky_workspace(const CholeskyParams& params, const TensorView& a, int threads) {
   check_input(a);
+  if (uses_kernels(a.device)) return kernel_bytes(a);
   return dispatch_float(a.dtype, [&]<class T>() {
     Scratch scratch;
     scratch.take<char>(static_cast<std::int64_t>(worker_bytes<T>(params, a)) *
@@ -154,10 +169,13 @@ void cholesky(const CholeskyParams& params, const TensorView& a, const TensorVie
   }
   const Route route = select_route(op, execution, a.device, true);
   if (route != Route::cpu) {
-    if (is_complex(a.dtype)) {
-      throw_device_error(op, "a", "the CUDA kernels take real matrices", dtype_name(a.dtype));
+    if (a.shape[a.rank - 1] > most_cholesky_rows) {
+      throw_value_error(op, "a",
+                        "the CUDA kernels cover n = 1 to " + std::to_string(most_cholesky_rows),
+                        std::to_string(a.shape[a.rank - 1]));
     }
-    launch(params, a, batch, factor, status, route, execution.stream);
+    check_workspace(op, workspace, kernel_bytes(a));
+    launch(params, a, batch, factor, status, route, workspace, execution.stream);
     return;
   }
   const int threads = resolve_threads(op, execution.threads);
