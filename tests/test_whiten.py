@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import mahal
@@ -11,6 +12,7 @@ import pytest
 from mahal.testing import (
     Case,
     OpSpec,
+    backend,
     random_scene,
     random_spd,
     reference,
@@ -46,6 +48,89 @@ SPEC = OpSpec(
 
 def test_against_the_reference() -> None:
     assert run_op_checks(SPEC).failures == 0
+
+
+def few_cases(rng: np.random.Generator) -> Iterator[Case]:
+    for shape in [(4,), (9, 11, 5), (3, 40)]:
+        x = random_scene(shape, rng, offset=1.0, scale=1.0)
+        mean = 1.0 + 0.1 * rng.standard_normal(shape[-1])
+        covariance = random_spd(shape[-1], CONDITION, rng)
+        axis = 0 if len(shape) > 1 else None
+        yield Case(
+            f"shape {shape}",
+            (x, mean, covariance),
+            condition=CONDITION,
+            terms=shape[-1],
+            broadcast_axis=axis,
+        )
+
+
+needs_emulator = pytest.mark.skipif(
+    not mahal.info()["emulator"], reason="needs a build with the emulator"
+)
+
+
+@needs_emulator
+def test_the_cuda_kernels_against_the_reference() -> None:
+    spec = replace(SPEC, cases=few_cases, emulated=True)
+    run_op_checks(spec, backends=["emu"], libraries=["numpy"], thread_counts=())
+
+
+@needs_emulator
+@pytest.mark.parametrize("bands", [3, 100])
+def test_the_cuda_kernels_with_complex_numbers(bands: int) -> None:
+    rng = np.random.default_rng(5)
+    shape = (5, 8, bands)
+    x = random_scene(shape, rng) + 1j * random_scene(shape, rng)
+    draws = rng.standard_normal((2, bands, 2 * bands))
+    roots = draws[0] + 1j * draws[1]
+    covariance = roots @ roots.conj().T / bands
+    mean = x.mean(axis=(0, 1))
+    want = mahal.whiten(x, mean, covariance)
+    with backend("emu"):
+        found = mahal.whiten(x, mean, covariance)
+    condition = float(np.linalg.cond(covariance))
+    allowed = tolerance(np.float64, terms=2 * bands, condition=condition)
+    np.testing.assert_allclose(found, want, rtol=0, atol=allowed * np.abs(want).max())
+
+
+@needs_emulator
+def test_bands_beyond_shared_memory() -> None:
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((40, 200))
+    mean, covariance = np.zeros(200), random_spd(200, CONDITION, rng)
+    want = mahal.whiten(x, mean, covariance)
+    with backend("emu"):
+        found = mahal.whiten(x, mean, covariance)
+    allowed = tolerance(np.float64, terms=200, condition=CONDITION)
+    np.testing.assert_allclose(found, want, rtol=0, atol=allowed * np.abs(want).max())
+
+
+@needs_emulator
+@pytest.mark.parametrize("bad", [np.nan, 0.0, -1.0])
+def test_the_cuda_kernels_give_nan_for_a_bad_covariance(bad: float) -> None:
+    covariance = np.eye(40)
+    covariance[35, 35] = bad
+    with backend("emu"):
+        assert np.isnan(mahal.whiten(np.ones((3, 40)), np.zeros(40), covariance)).all()
+
+
+@needs_emulator
+def test_the_cuda_kernels_give_nan_for_an_asymmetric_covariance() -> None:
+    with backend("emu"):
+        assert np.isnan(mahal.whiten(X, MEAN, ASYMMETRIC)).all()
+
+
+@needs_emulator
+def test_a_band_that_is_not_finite_stays_with_its_pixel_on_a_device() -> None:
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((33, 20))
+    x[7, 11], x[32, 0] = np.nan, np.inf
+    covariance = random_spd(20, CONDITION, rng)
+    want = mahal.whiten(x, np.zeros(20), covariance)
+    with backend("emu"):
+        found = mahal.whiten(x, np.zeros(20), covariance)
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(want))
 
 
 @pytest.mark.parametrize(("dtype", "offset"), [(np.float64, 1e3), (np.float32, 1e2)])

@@ -1,5 +1,6 @@
 #include "mahal/mahalanobis.hpp"
 
+#include "core/device_plan.hpp"
 #include "core/image_checks.hpp"
 #include "core/whitening.hpp"
 
@@ -9,11 +10,40 @@ namespace {
 
 constexpr const char* op = "mahalanobis";
 
+struct DevicePlan {
+  DeviceBackground background;
+  double* tiles;
+};
+
+DevicePlan plan_device(Scratch& scratch, const TensorView& x) {
+  DevicePlan p{};
+  p.background = plan_device_background(scratch, real_bands(x));
+  p.tiles = plan_whiten_tiles(scratch, pixel_count(x), real_bands(x));
+  return p;
+}
+
+template <class T>
+WhitenLaunch<T, T> launch_of(const DevicePlan& p, const TensorView& x, const TensorView& score) {
+  WhitenLaunch<T, T> launch{};
+  launch.pixels = device_pixels<T>(x);
+  launch.mean = p.background.mean;
+  launch.lower = p.background.lower;
+  launch.inverse = p.background.inverse;
+  launch.verdicts.state = p.background.state;
+  launch.score = static_cast<T*>(score.data);
+  launch.tiles = p.tiles;
+  return launch;
+}
+
 }  // namespace
 
 std::size_t mahalanobis_workspace(const TensorView& x, int threads) {
   check_pixels(op, "x", x, {1, 2, 3});
   Scratch scratch;
+  if (runs_on_device(x.device)) {
+    plan_device(scratch, x);
+    return scratch.bytes();
+  }
   plan_fixed_background(scratch, real_bands(x), resolve_threads(op, threads));
   return scratch.bytes();
 }
@@ -29,11 +59,20 @@ void mahalanobis(const TensorView& x, const TensorView& mean, const TensorView& 
     throw_value_error(op, "score", "must be contiguous with one element per pixel, real dtype of x",
                       shape_text(score));
   }
-  select_route(op, execution, x.device, false);
+  const Route route = select_route(op, execution, x.device, true);
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, mahalanobis_workspace(x, threads));
 
   Scratch scratch(workspace);
+  if (route != Route::cpu) {
+    const DevicePlan p = plan_device(scratch, x);
+    with_background(route, op, execution.stream, [&](const auto& device) {
+      load_mean(device, p.background, mean);
+      load_covariance(device, p.background, covariance);
+      dispatch_float(x.dtype, [&]<class T>() { device.whiten(launch_of<T>(p, x, score)); });
+    });
+    return;
+  }
   const int bands = real_bands(x);
   const FixedBackground background = plan_fixed_background(scratch, bands, threads);
   load_fixed_background(op, background, mean, covariance);

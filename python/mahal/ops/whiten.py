@@ -39,7 +39,8 @@ def whiten(
     Raises
     ------
     ValueError
-        Wrong shapes, or a covariance that is not symmetric and positive definite.
+        Wrong shapes, or a covariance that is not symmetric and positive definite. Of arrays on a
+        CUDA device such a covariance gives NaN instead: an error would have to wait for it.
     TypeError
         Arrays that are not numbers, or not of one library and dtype.
     """
