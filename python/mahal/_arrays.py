@@ -33,6 +33,9 @@ _TO_FLOAT32 = [
 _REAL = ("float32", "float64")
 _PARTS = {"complex64": "float32", "complex128": "float64"}
 
+# Ops that have a gradient in torch, for some of their arguments at least.
+_DIFFERENTIABLE = ("whiten",)
+
 
 class SingularError(ValueError):
     """A covariance is not positive definite and ``singular="raise"`` was asked for."""
@@ -79,17 +82,21 @@ def _came(array: Any) -> str:
     return f"{type(array).__module__}.{type(array).__qualname__}"
 
 
-def check_array(op: str, argument: str, array: Any) -> str:
-    """The library of an array argument; TypeError for anything else."""
+def check_array(op: str, argument: str, array: Any, *, differentiable: bool = False) -> str:
+    """The library of an array argument; TypeError for anything else.
+
+    Tensors that require grad are refused unless the call is differentiable.
+    """
     library = library_of(array)
     if library is None:
         raise TypeError(
             f"{op}: {argument}: must be a numpy, torch or cupy array, got {_came(array)}"
         )
     if library == "torch":
-        if array.requires_grad and _loaded("torch").is_grad_enabled():
+        if not differentiable and array.requires_grad and _loaded("torch").is_grad_enabled():
             raise ValueError(
-                f"{op}: {argument}: must not require grad, pass {argument}.detach(), "
+                f"{op}: {argument}: must not require grad in a call without gradient "
+                f"(differentiable: {', '.join(_DIFFERENTIABLE)}), pass {argument}.detach(), "
                 "or call under torch.no_grad(), got a tensor with requires_grad"
             )
         if array.device.type not in ("cpu", "cuda"):
@@ -108,12 +115,20 @@ def check_rank(op: str, argument: str, array: Array, *allowed: int) -> None:
         )
 
 
-def as_float(op: str, argument: str, array: Any, *, like: Array | None = None) -> Array:
+def as_float(
+    op: str,
+    argument: str,
+    array: Any,
+    *,
+    like: Array | None = None,
+    differentiable: bool = False,
+) -> Array:
     """An array that a kernel takes: floats and complex numbers as they are, integers as float32.
 
-    With ``like`` the array must come from the same library.
+    With ``like`` the array must come from the same library. Tensors that require grad are refused
+    unless the call is differentiable.
     """
-    library = check_array(op, argument, array)
+    library = check_array(op, argument, array, differentiable=differentiable)
     if like is not None and library != library_of(like):
         raise TypeError(
             f"{op}: {argument}: must come from the library of the other arrays "
@@ -280,6 +295,24 @@ def workspace(like: Array, size: int) -> Array:
         # numpy asks for huge pages, which make memory resident that the kernels may never touch.
         return np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)
     return empty(like, (size,), "uint8")
+
+
+def wants_torch(*arrays: Array | None) -> bool:
+    """Whether tensors are asked for a gradient, or a transform or compiler of torch is at work."""
+    if all(library_of(array) != "torch" for array in arrays):
+        return False
+    from mahal._torch._recipe import wanted
+
+    return wanted(*arrays)
+
+
+def refuse_output(op: str, out: Any) -> None:
+    """ValueError where ``out`` is given and torch keeps track of the result."""
+    if out is not None:
+        raise ValueError(
+            f"{op}: out: must be None where torch takes gradients, transforms or compiles, "
+            "got an array"
+        )
 
 
 def stream(like: Array) -> int:

@@ -8,12 +8,16 @@ from mahal._arrays import Array, as_float
 def fixed_background(
     op: str, x: Array, mean: Array, covariance: Array
 ) -> tuple[Array, Array, Array]:
-    """Pixels, mean and covariance as the kernels take them."""
-    x = as_float(op, "x", x)
+    """Pixels, mean and covariance as numbers that the kernels take."""
+    differentiable = op in ("whiten",)
+    x = as_float(op, "x", x, differentiable=differentiable)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"{op}: x: must have an axis of bands, got shape {tuple(x.shape)}")
-    if x.ndim > 3:
-        x = x.reshape(-1, x.shape[-1])
-    mean = as_float(op, "mean", mean, like=x)
-    covariance = as_float(op, "covariance", covariance, like=x)
+    mean = as_float(op, "mean", mean, like=x, differentiable=differentiable)
+    covariance = as_float(op, "covariance", covariance, like=x, differentiable=differentiable)
     return x, mean, covariance
+
+
+def as_pixels(x: Array) -> Array:
+    """The spectra with at most the two leading axes that the kernels take."""
+    return x if x.ndim <= 3 else x.reshape(-1, x.shape[-1])

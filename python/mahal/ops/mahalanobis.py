@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mahal import _core
 from mahal._arrays import Array, as_threads, empty, real_dtype_name, stream, workspace
-from mahal.ops._fixed import fixed_background
+from mahal.ops._fixed import as_pixels, fixed_background
 
 
 def mahalanobis(x: Array, mean: Array, covariance: Array, *, threads: int | None = None) -> Array:
@@ -36,11 +36,12 @@ def mahalanobis(x: Array, mean: Array, covariance: Array, *, threads: int | None
         Arrays that are not numbers, or not of one library and dtype.
     """
     op = "mahalanobis"
-    pixels, mean, covariance = fixed_background(op, x, mean, covariance)
+    x, mean, covariance = fixed_background(op, x, mean, covariance)
     count = as_threads(op, threads)
-    score = empty(pixels, tuple(x.shape[:-1]), real_dtype_name(pixels))
+    score = empty(x, tuple(x.shape[:-1]), real_dtype_name(x))
     if 0 in x.shape:
         return score
+    pixels = as_pixels(x)
     memory = workspace(pixels, _core.mahalanobis_workspace(pixels, count))
     _core.mahalanobis(pixels, mean, covariance, score, memory, count, stream(pixels))
     return score

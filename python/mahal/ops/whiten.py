@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from mahal import _core
-from mahal._arrays import Array, as_output, as_threads, stream, workspace
-from mahal.ops._fixed import fixed_background
+from mahal._arrays import (
+    Array,
+    as_output,
+    as_threads,
+    refuse_output,
+    stream,
+    wants_torch,
+    workspace,
+)
+from mahal.ops._fixed import as_pixels, fixed_background
 
 
 def whiten(
@@ -45,11 +53,17 @@ def whiten(
         Arrays that are not numbers, or not of one library and dtype.
     """
     op = "whiten"
-    pixels, mean, covariance = fixed_background(op, x, mean, covariance)
+    x, mean, covariance = fixed_background(op, x, mean, covariance)
     count = as_threads(op, threads)
-    y = as_output(op, "out", out, pixels, tuple(x.shape))
+    if wants_torch(x, mean, covariance):
+        from mahal._torch.whiten import whiten as differentiable
+
+        refuse_output(op, out)
+        return differentiable(x, mean, covariance, threads=count)[0]
+    y = as_output(op, "out", out, x, tuple(x.shape))
     if 0 in x.shape:
         return y
+    pixels = as_pixels(x)
     memory = workspace(pixels, _core.whiten_workspace(pixels, count))
     _core.whiten(pixels, mean, covariance, y, memory, count, stream(pixels))
     return y
