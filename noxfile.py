@@ -25,6 +25,7 @@ OPS = (
     "complex",
     "covariance_distance",
     "covariance_log",
+    "grf",
     "local_covariance",
     "mahalanobis",
     "matched",

@@ -17,6 +17,7 @@
 #include "mahal/covariance_distance.hpp"
 #include "mahal/covariance_log.hpp"
 #include "mahal/error.hpp"
+#include "mahal/grf.hpp"
 #include "mahal/local_covariance.hpp"
 #include "mahal/mahalanobis.hpp"
 #include "mahal/matched.hpp"
@@ -463,6 +464,35 @@ void spectral_angle(const Array& image, const Array& target, const Array& angle,
                         execution_of(threads, stream));
 }
 
+std::size_t grf_workspace(const Array& field, const Array& slope, int threads) {
+  return mahal::grf_workspace(field, slope, threads);
+}
+
+using Terms = std::tuple<double, double, double>;
+
+void set_terms(double (&terms)[3], const Terms& from) {
+  std::tie(terms[0], terms[1], terms[2]) = from;
+}
+
+void grf(const Array& field, const Array& log_variance, const Array& precision, const Array& slope,
+         const Array& weight, const Array& value, const Array& range_slope,
+         const Array& variance_slope, const Array& field_gradient,
+         const Array& log_variance_gradient, const Array& workspace, bool centered, double shift,
+         const Terms& value_terms, const Terms& range_terms, const Terms& variance_terms,
+         double field_scale, int threads, std::uintptr_t stream) {
+  mahal::GrfParams params;
+  params.centered = centered;
+  params.shift = shift;
+  set_terms(params.value, value_terms);
+  set_terms(params.range_slope, range_terms);
+  set_terms(params.variance_slope, variance_terms);
+  params.field_scale = field_scale;
+  const Unlock unlock;
+  mahal::grf(params, field, log_variance, precision, slope, weight,
+             {value, range_slope, variance_slope, field_gradient, log_variance_gradient},
+             workspace_of(workspace), execution_of(threads, stream));
+}
+
 struct WindowEstimators {
   std::vector<mahal::Window> windows;
   mahal::WindowEstimatorsParams params;
@@ -533,6 +563,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("covariance_distance", &covariance_distance);
   m.def("covariance_log_workspace", &covariance_log_workspace);
   m.def("covariance_log", &covariance_log);
+  m.def("grf_workspace", &grf_workspace);
+  m.def("grf", &grf);
   m.def("structural_similarity_workspace", &structural_similarity_workspace);
   m.def("structural_similarity", &structural_similarity);
   m.def("whiten_workspace", &whiten_workspace);

@@ -41,6 +41,31 @@ def mean_covariance(
     threads: int,
     stream: int,
 ) -> int: ...
+def grf_workspace(field: Any, slope: Any, threads: int) -> int: ...
+
+_Terms: TypeAlias = tuple[float, float, float]
+
+def grf(
+    field: Any,
+    log_variance: Any,
+    precision: Any,
+    slope: Any,
+    weight: Any,
+    value: Any,
+    range_slope: Any,
+    variance_slope: Any,
+    field_gradient: Any,
+    log_variance_gradient: Any,
+    workspace: Any,
+    centered: bool,
+    shift: float,
+    value_terms: _Terms,
+    range_terms: _Terms,
+    variance_terms: _Terms,
+    field_scale: float,
+    threads: int,
+    stream: int,
+) -> None: ...
 def local_covariance_workspace(
     image: Any, windows: list[tuple[int, int]], border: str, ddof: int, center: bool, threads: int
 ) -> int: ...
