@@ -12,6 +12,14 @@ from mahal.ops.change_map import change_map
 from mahal.ops.cholesky import cholesky
 from mahal.ops.covariance_distance import covariance_distance
 from mahal.ops.covariance_log import covariance_log
+from mahal.ops.grf import (
+    grf_fit,
+    grf_kl,
+    grf_log_likelihood,
+    grf_power,
+    grf_sample,
+    grf_spectrum,
+)
 from mahal.ops.local_covariance import local_covariance
 from mahal.ops.mahalanobis import mahalanobis
 from mahal.ops.matched import ace, cem, matched_filter
@@ -38,6 +46,12 @@ __all__ = [
     "cholesky",
     "covariance_distance",
     "covariance_log",
+    "grf_fit",
+    "grf_kl",
+    "grf_log_likelihood",
+    "grf_power",
+    "grf_sample",
+    "grf_spectrum",
     "info",
     "local_covariance",
     "mahalanobis",

@@ -306,7 +306,8 @@ def _definite(op: str, shape: tuple[int, int], length: float, matern: Matern) ->
 def half_spectrum(quarter: Float64, shape: tuple[int, int]) -> Float64:
     """A quarter in the layout of `numpy.fft.rfft2`: all rows, the first half of the columns."""
     rows = np.arange(shape[0])
-    return quarter[np.minimum(rows, shape[0] - rows)]
+    whole: Float64 = quarter[np.minimum(rows, shape[0] - rows)]
+    return whole
 
 
 def weights(shape: tuple[int, int]) -> Float64:
@@ -318,4 +319,4 @@ def weights(shape: tuple[int, int]) -> Float64:
         if side % 2 == 0:
             count[-1] = 1.0
         counts.append(count)
-    return counts[0][:, None] * counts[1]
+    return np.outer(counts[0], counts[1])
