@@ -63,12 +63,13 @@ def matern_of(op: str, smoothness: Any, kernel: Any, convention: Any, normalize:
 
 def check_scalar(op: str, argument: str, value: Any) -> float:
     """A Python float; TypeError for anything that is no real number."""
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{op}: {argument}: must be a real number, got {value!r}")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{op}: {argument}: must be a single number, got {value!r}") from None
+    if not isinstance(value, bool) and hasattr(value, "__float__"):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    came = f"shape {value.shape}" if getattr(value, "shape", ()) else repr(value)
+    raise TypeError(f"{op}: {argument}: must be one real number, got {came}")
 
 
 def check_positive(op: str, argument: str, value: Any) -> float:
@@ -111,7 +112,7 @@ def _bessel_integrals(a: Float64, degrees: Sequence[float]) -> list[Float64]:
 
     The trapezoidal rule converges like ``exp(-pi^2 / step)`` there.
     """
-    step = 0.2
+    step = 0.125
     totals = [np.zeros_like(a) for _ in degrees]
     highest = max(abs(q) for q in degrees)
     smallest = float(a.min(initial=math.inf))

@@ -569,7 +569,10 @@ def grf_fit(
     observed = observed.copy()
     observed[0, 0] = 0.0
     if not (np.isfinite(observed).all() and observed.min() >= 0 and observed.max() > 0):
-        raise ValueError(f"{op}: power: must be finite, not negative and not zero throughout")
+        raise ValueError(
+            f"{op}: power: must be finite, not negative and not zero throughout, "
+            f"got {observed.min():g} to {observed.max():g} beside the mean"
+        )
     side = max(torus) if 1 in torus else min(torus)
     shortest, longest = bounds if bounds is not None else (0.1, max(0.2, side / 4))
     if not 0 < shortest < longest < math.inf:
