@@ -27,6 +27,7 @@ OPS = (
     "covariance_log",
     "grf",
     "local_covariance",
+    "local_covariance_backward",
     "mahalanobis",
     "matched",
     "matched_estimators",

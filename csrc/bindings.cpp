@@ -19,6 +19,7 @@
 #include "mahal/error.hpp"
 #include "mahal/grf.hpp"
 #include "mahal/local_covariance.hpp"
+#include "mahal/local_covariance_backward.hpp"
 #include "mahal/mahalanobis.hpp"
 #include "mahal/matched.hpp"
 #include "mahal/mean_covariance.hpp"
@@ -223,6 +224,26 @@ void local_covariance(const Array& image, const Array& mask, const Array& mean,
   const Unlock unlock;
   mahal::local_covariance(call.params, image, mask, mean, covariance, workspace_of(workspace),
                           execution_of(threads, stream));
+}
+
+std::size_t local_covariance_backward_workspace(const Array& image,
+                                                const std::vector<Sides>& windows,
+                                                const std::string& border, int ddof, bool center,
+                                                int threads) {
+  const LocalCovariance call(windows, border, ddof, center);
+  return mahal::local_covariance_backward_workspace(call.params, image, threads);
+}
+
+void local_covariance_backward(const Array& image, const Array& mask, const Array& mean_gradient,
+                               const Array& covariance_gradient, const Array& gradient,
+                               const Array& workspace, const std::vector<Sides>& windows,
+                               const std::string& border, int ddof, bool center, int threads,
+                               std::uintptr_t stream) {
+  const LocalCovariance call(windows, border, ddof, center);
+  const Unlock unlock;
+  mahal::local_covariance_backward(call.params, image, mask, mean_gradient, covariance_gradient,
+                                   gradient, workspace_of(workspace),
+                                   execution_of(threads, stream));
 }
 
 std::size_t cholesky_workspace(const Array& a, int threads) {
@@ -555,6 +576,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("mean_covariance", &mean_covariance);
   m.def("local_covariance_workspace", &local_covariance_workspace);
   m.def("local_covariance", &local_covariance);
+  m.def("local_covariance_backward_workspace", &local_covariance_backward_workspace);
+  m.def("local_covariance_backward", &local_covariance_backward);
   m.def("cholesky_workspace", &cholesky_workspace);
   m.def("cholesky", &cholesky);
   m.def("change_map_workspace", &change_map_workspace);

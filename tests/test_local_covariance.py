@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from mahal.testing import (
     Case,
     OpSpec,
+    libraries,
     random_scene,
     reference,
     run_op_checks,
+    to_library,
+    to_numpy,
     tolerance,
 )
 
@@ -207,6 +210,25 @@ def test_a_masked_non_finite_pixel_costs_nothing() -> None:
         assert np.isfinite(got).all()
 
 
+@pytest.mark.parametrize("library", libraries())
+@pytest.mark.parametrize("params", [{}, {"estimator": "oas", "return_status": True}])
+def test_leading_axes_are_a_batch(library: str, params: dict[str, Any]) -> None:
+    rng = np.random.default_rng(8)
+    images = random_scene((2, 3, 9, 11, 2), rng)
+    masks = rng.random(images.shape[:-1]) < 0.8
+    for window in (5, [3, (1, 5)]):
+        found = mahal.local_covariance(
+            to_library(images, library), window, mask=to_library(masks, library), **params
+        )
+        for index in np.ndindex(2, 3):
+            want = mahal.local_covariance(images[index], window, mask=masks[index], **params)
+            for batch, one in zip(found, want, strict=True):
+                np.testing.assert_array_equal(to_numpy(batch)[index], one)
+    mean, covariance = mahal.local_covariance(images[:0], 5)
+    assert mean.shape == (0, 3, 9, 11, 2)
+    assert covariance.shape == (0, 3, 9, 11, 2, 2)
+
+
 IMAGE = np.ones((9, 12, 3))
 
 
@@ -214,7 +236,7 @@ IMAGE = np.ones((9, 12, 3))
     ("image", "window", "params", "argument"),
     [
         (np.ones((9, 12)), 3, {}, "image"),
-        (np.ones((2, 9, 12, 3)), 3, {}, "image"),
+        (np.ones((2, 9, 0, 3)), 3, {}, "image"),
         (np.ones((0, 12, 3)), 3, {}, "image"),
         (np.ones((9, 12, 0)), 3, {}, "image"),
         (IMAGE, 4, {}, "window"),

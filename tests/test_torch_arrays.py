@@ -76,7 +76,7 @@ def test_masks_are_tensors_as_well() -> None:
 
 
 # Those with a gradient have their own tests.
-DIFFERENTIABLE = ("whiten",)
+DIFFERENTIABLE = ("local_covariance", "whiten")
 
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name not in DIFFERENTIABLE])

@@ -34,7 +34,14 @@ _REAL = ("float32", "float64")
 _PARTS = {"complex64": "float32", "complex128": "float64"}
 
 # Ops that have a gradient in torch, for some of their arguments at least.
-_DIFFERENTIABLE = ("grf_kl", "grf_log_likelihood", "grf_sample", "grf_spectrum", "whiten")
+_DIFFERENTIABLE = (
+    "grf_kl",
+    "grf_log_likelihood",
+    "grf_sample",
+    "grf_spectrum",
+    "local_covariance",
+    "whiten",
+)
 
 
 class SingularError(ValueError):

@@ -82,6 +82,23 @@ def local_covariance(
     threads: int,
     stream: int,
 ) -> None: ...
+def local_covariance_backward_workspace(
+    image: Any, windows: list[tuple[int, int]], border: str, ddof: int, center: bool, threads: int
+) -> int: ...
+def local_covariance_backward(
+    image: Any,
+    mask: Any,
+    mean_gradient: Any,
+    covariance_gradient: Any,
+    gradient: Any,
+    workspace: Any,
+    windows: list[tuple[int, int]],
+    border: str,
+    ddof: int,
+    center: bool,
+    threads: int,
+    stream: int,
+) -> None: ...
 def change_map_workspace(
     first: Any,
     second: Any,

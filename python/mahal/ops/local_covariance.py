@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from mahal import _core
 from mahal._arrays import (
     Array,
@@ -14,8 +16,10 @@ from mahal._arrays import (
     as_window,
     check_choice,
     check_flag,
-    check_rank,
+    empty,
+    refuse_output,
     stream,
+    wants_torch,
     workspace,
 )
 from mahal.ops._estimators import as_estimation
@@ -43,8 +47,9 @@ def local_covariance(
 
     Parameters
     ----------
-    image : (rows, cols, bands) array
-        Real or complex; integers are promoted to float32.
+    image : (..., rows, cols, bands) array
+        Real or complex; integers are promoted to float32. Axes before the last three are those of
+        a batch of images.
     window : int, (inner, outer), or a list of these
         Odd sides in pixels. ``w`` is a full square; ``(inner, outer)`` is the outer square less
         the inner one. A list gives several windows in one call.
@@ -67,7 +72,7 @@ def local_covariance(
     tolerance, max_iterations : float, int
         Of "tyler" and "student_t": the iteration ends when the Frobenius norm of a step is not
         above ``tolerance`` of the estimate, or with `ConvergenceWarning` after so many steps.
-    mask : (rows, cols) bool array, optional
+    mask : (..., rows, cols) bool array, optional
         True where a pixel is used as a sample.
     out : (mean, covariance), optional
         Two contiguous arrays of the shapes below, of the library, device and dtype of the image,
@@ -79,13 +84,13 @@ def local_covariance(
 
     Returns
     -------
-    mean : (rows, cols, bands) array
-    covariance : (rows, cols, bands, bands) array
+    mean : (..., rows, cols, bands) array
+    covariance : (..., rows, cols, bands, bands) array
         Of the library, device and dtype of the image, Hermitian (``S_jk`` the mean of
         ``z_j conj(z_k)``) where that is complex; a list of windows adds an axis
         after ``cols``. NaN where a window holds a value that is not finite, and in the covariance
         where it has no more samples than ``ddof``. Sums run in float64.
-    status : (rows, cols) uint8 array, with ``return_status``
+    status : (..., rows, cols) uint8 array, with ``return_status``
         0 done; 1 too few samples: no more than ``ddof``, or bands (bands + 1 with ``center``) for
         a robust estimator; 2 no estimate, or zero for identical samples; 3 a value that is not
         finite; 4 at the edge with ``border="valid"``; 5 not converged, the last iterate.
@@ -98,12 +103,19 @@ def local_covariance(
         Arrays that are not numbers, or not of one library.
     RuntimeError
         A CUDA call failed, or an array is on a device that this build has no kernel for.
+
+    Notes
+    -----
+    Tensors of torch have gradients with "scm" and without ``return_status``. Pixels that are no
+    samples get a zero gradient, and windows without a result pass none.
     """
     op = "local_covariance"
     estimation = as_estimation(op, estimator, loading, nu, tolerance, max_iterations)
     check_choice(op, "border", border, ("shift", "reflect", "valid"))
-    image = as_float(op, "image", image)
-    check_rank(op, "image", image, 3)
+    sampled = estimator == "scm" and not return_status
+    image = as_float(op, "image", image, differentiable=sampled)
+    if image.ndim < 3:
+        raise ValueError(f"{op}: image: must have 3 axes or more, got shape {tuple(image.shape)}")
     mask = as_mask(op, mask, image)
     several = isinstance(window, list)
     if several and not window:
@@ -116,24 +128,44 @@ def local_covariance(
     check_flag(op, "center", center)
     count = as_threads(op, threads)
     check_flag(op, "return_status", return_status)
-    rows, cols, bands = image.shape
-    scales = (len(windows),) if several else ()
     if out is not None and (not isinstance(out, tuple) or len(out) != 2):
         raise TypeError(f"{op}: out: must be a tuple (mean, covariance), got {type(out).__name__}")
+    pixels, bands = tuple(image.shape[:-1]), image.shape[-1]
+    scales = (len(windows),) if several else ()
+    if sampled and wants_torch(image):
+        from mahal._torch.local_covariance import local_covariance as differentiable
+
+        refuse_output(op, out)
+        found = differentiable(
+            image,
+            mask,
+            windows=[side for sides in windows for side in sides],
+            border=border,
+            ddof=ddof,
+            center=center,
+            threads=count,
+        )
+        return found if several else (found[0].squeeze(-2), found[1].squeeze(-3))
     means, covariances = (None, None) if out is None else out
-    mean = as_output(op, "out[0]", means, image, (rows, cols, *scales, bands))
-    covariance = as_output(op, "out[1]", covariances, image, (rows, cols, *scales, bands, bands))
-    full = (rows, cols, len(windows), bands)
-    results = mean.reshape(full), covariance.reshape((*full, bands))
-    if estimator != "scm" or return_status:
-        status = covariance_maps(
-            op, image, windows, estimation, mask, results, border, ddof, center, count
-        ).reshape((rows, cols, *scales))
-        return (mean, covariance, status) if return_status else (mean, covariance)
-    memory = workspace(
-        image, _core.local_covariance_workspace(image, windows, border, ddof, center, count)
-    )
-    _core.local_covariance(
-        image, mask, *results, memory, windows, border, ddof, center, count, stream(image)
-    )
-    return mean, covariance
+    mean = as_output(op, "out[0]", means, image, (*pixels, *scales, bands))
+    covariance = as_output(op, "out[1]", covariances, image, (*pixels, *scales, bands, bands))
+    status = empty(image, (*pixels, len(windows)), "uint8") if not sampled else None
+    item = (*pixels[-2:], len(windows), bands)
+    for index in np.ndindex(pixels[:-2]):
+        one = image[index]
+        usable = None if mask is None else mask[index]
+        results = mean[index].reshape(item), covariance[index].reshape((*item, bands))
+        if status is not None:
+            status[index] = covariance_maps(
+                op, one, windows, estimation, usable, results, border, ddof, center, count
+            )
+            continue
+        memory = workspace(
+            one, _core.local_covariance_workspace(one, windows, border, ddof, center, count)
+        )
+        _core.local_covariance(
+            one, usable, *results, memory, windows, border, ddof, center, count, stream(one)
+        )
+    if status is None or not return_status:
+        return mean, covariance
+    return mean, covariance, status.reshape((*pixels, *scales))

@@ -29,20 +29,22 @@ def pack_upper(matrices: Array, *, off_diagonal: float = 1.0) -> Array:
     -------
     (..., p (p + 1) / 2) array
     """
-    rows, cols = np.triu_indices(matrices.shape[-1])
-    packed = matrices[..., rows.tolist(), cols.tolist()]
+    n = matrices.shape[-1]
+    # Plain numbers, which torch.compile reads as constants.
+    rows = [i for i in range(n) for _ in range(i, n)]
+    cols = [j for i in range(n) for j in range(i, n)]
+    packed = matrices[..., rows, cols]
     if off_diagonal == 1.0:
         return packed
+    factors = [1.0 if i == j else off_diagonal for i, j in zip(rows, cols, strict=True)]
     if library_of(packed) == "torch":
-        factors: Any = packed.new_ones(len(rows))
-    else:
-        factors = np.ones(len(rows), dtype=packed.dtype)
-    factors[(rows != cols).nonzero()[0].tolist()] = off_diagonal
+        return packed * packed.new_tensor(factors)
+    scale: Any = np.asarray(factors, dtype=packed.dtype)
     if library_of(packed) == "cupy":
         import cupy
 
-        factors = cupy.asarray(factors)
-    return packed * factors
+        scale = cupy.asarray(scale)
+    return packed * scale
 
 
 @contextmanager
@@ -72,7 +74,7 @@ def multiscale_covariance(
 
     Parameters
     ----------
-    image : (rows, cols, bands) array
+    image : (..., rows, cols, bands) array
         Real or complex; integers are promoted to float32.
     windows : list of int or (inner, outer)
         The scales; odd sides in pixels, as in `local_covariance`.
@@ -84,7 +86,7 @@ def multiscale_covariance(
         As in `local_covariance`.
     ddof : int
         Subtracted from the number of samples in the divisor.
-    mask : (rows, cols) bool array, optional
+    mask : (..., rows, cols) bool array, optional
         True where a pixel is used as a sample.
     loading : float
         With ``log``, diagonal loading relative to the mean diagonal entry, so that windows with
@@ -94,10 +96,10 @@ def multiscale_covariance(
 
     Returns
     -------
-    (rows, cols, scales, bands, bands) or (rows, cols, scales, bands (bands + 1) / 2) array
-        Of the library, device and dtype of the image; matrices are Hermitian where that is
-        complex. NaN where a window has no covariance,
-        or with ``log`` one that is not positive definite.
+    (..., rows, cols, scales, bands, bands) array
+        Or (..., rows, cols, scales, bands (bands + 1) / 2). Of the library, device and dtype of
+        the image; matrices are Hermitian where that is complex. NaN where a window has no
+        covariance, or with ``log`` one that is not positive definite.
 
     Raises
     ------
