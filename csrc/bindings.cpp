@@ -15,7 +15,9 @@
 #include "mahal/cholesky.hpp"
 #include "mahal/context.hpp"
 #include "mahal/covariance_distance.hpp"
+#include "mahal/covariance_distance_backward.hpp"
 #include "mahal/covariance_log.hpp"
+#include "mahal/covariance_log_backward.hpp"
 #include "mahal/error.hpp"
 #include "mahal/grf.hpp"
 #include "mahal/local_covariance.hpp"
@@ -290,6 +292,26 @@ void covariance_distance(const Array& a, const Array& b, const Array& score, con
                              workspace_of(workspace), execution_of(threads, stream));
 }
 
+std::size_t covariance_distance_backward_workspace(const Array& a, const Array& b,
+                                                   const std::string& metric, double looks_a,
+                                                   double looks_b, int threads) {
+  return mahal::covariance_distance_backward_workspace(
+      {metric_from_name("covariance_distance_backward", metric), false, looks_a, looks_b}, a, b,
+      threads);
+}
+
+void covariance_distance_backward(const Array& a, const Array& b, const Array& score,
+                                  const Array& status, const Array& grad, const Array& grad_a,
+                                  const Array& grad_b, const Array& workspace,
+                                  const std::string& metric, bool squared, double looks_a,
+                                  double looks_b, int threads, std::uintptr_t stream) {
+  const mahal::Metric chosen = metric_from_name("covariance_distance_backward", metric);
+  const Unlock unlock;
+  mahal::covariance_distance_backward({chosen, squared, looks_a, looks_b}, a, b, score, status,
+                                      grad, grad_a, grad_b, workspace_of(workspace),
+                                      execution_of(threads, stream));
+}
+
 std::size_t covariance_log_workspace(const Array& a, int threads) {
   return mahal::covariance_log_workspace({}, a, threads);
 }
@@ -299,6 +321,18 @@ void covariance_log(const Array& a, const Array& logarithm, const Array& status,
   const Unlock unlock;
   mahal::covariance_log({loading}, a, logarithm, status, workspace_of(workspace),
                         execution_of(threads, stream));
+}
+
+std::size_t covariance_log_backward_workspace(const Array& a, int threads) {
+  return mahal::covariance_log_backward_workspace({}, a, threads);
+}
+
+void covariance_log_backward(const Array& a, const Array& status, const Array& grad,
+                             const Array& grad_a, const Array& workspace, double loading,
+                             int threads, std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::covariance_log_backward({loading}, a, status, grad, grad_a, workspace_of(workspace),
+                                 execution_of(threads, stream));
 }
 
 mahal::MapBorder map_border_from_name(const char* op, const std::string& name) {
@@ -584,8 +618,12 @@ PYBIND11_MODULE(_core, m) {
   m.def("change_map", &change_map);
   m.def("covariance_distance_workspace", &covariance_distance_workspace);
   m.def("covariance_distance", &covariance_distance);
+  m.def("covariance_distance_backward_workspace", &covariance_distance_backward_workspace);
+  m.def("covariance_distance_backward", &covariance_distance_backward);
   m.def("covariance_log_workspace", &covariance_log_workspace);
   m.def("covariance_log", &covariance_log);
+  m.def("covariance_log_backward_workspace", &covariance_log_backward_workspace);
+  m.def("covariance_log_backward", &covariance_log_backward);
   m.def("grf_workspace", &grf_workspace);
   m.def("grf", &grf);
   m.def("structural_similarity_workspace", &structural_similarity_workspace);

@@ -25,8 +25,9 @@ struct Eigen {
 
   // a: lower triangles of so many matrices per lane, `step` elements apart, overwritten; values: n
   // for each; vectors: n columns for each, `ld` elements apart like the rows of a, or unused.
-  // Returns 1 in the lanes that converged, -1 in others.
-  template <bool Vectors, int Matrices>
+  // Returns 1 in the lanes that converged, -1 in others. Diagonal entries of definite matrices tell
+  // their size.
+  template <bool Vectors, int Matrices, bool Definite = true>
   __attribute__((noinline)) static V decompose(double* a, std::ptrdiff_t step, int n, int ld,
                                                double* values, double* vectors, double* scratch) {
     double* e = scratch;  // real off-diagonals
@@ -39,6 +40,13 @@ struct Eigen {
       // Entries of order one: no square can leave the range.
       V trace = S::zero();
       for (int i = 0; i < n; ++i) trace = trace + Math::abs(S::load(H::at(one, ld, i, i)));
+      if constexpr (!Definite) {
+        for (int i = 0; i < n; ++i) {
+          const double* row = H::at(one, ld, i, 0);
+          for (int k = 0; k < i * C; ++k) trace = trace + Math::abs(S::load(row + k * L));
+        }
+        trace = trace == S::zero() ? S::set1(1) : trace;
+      }
       traces[m] = trace;
       const V unit = S::set1(1) / trace;
       for (int i = 0; i < n; ++i) {

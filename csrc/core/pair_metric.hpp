@@ -110,15 +110,20 @@ struct PairMetric {
     const V one = S::set1(1);
     return one / looks_a + one / looks_b - one / (looks_a + looks_b);
   }
-  V wishart(V looks_a, V looks_b) {
+  MAHAL_INLINE V wishart_factor(V looks_a, V looks_b) const {
     const V rho = S::fnma(S::set1((2.0 * n * n - 1) / (6.0 * n)), inverse_looks(looks_a, looks_b),
                           S::set1(1));
-    return (rho + rho) * likelihood_ratio(looks_a, looks_b);
+    return rho + rho;
+  }
+  MAHAL_INLINE V box_factor(V looks_a, V looks_b) const {
+    const double factor = (2.0 * n * n + 3.0 * n - 1) / (6.0 * (n + 1));
+    return S::fnma(S::set1(factor), inverse_looks(looks_a, looks_b), S::set1(1));
+  }
+  V wishart(V looks_a, V looks_b) {
+    return wishart_factor(looks_a, looks_b) * likelihood_ratio(looks_a, looks_b);
   }
   V box_m(V looks_a, V looks_b) {
-    const double factor = (2.0 * n * n + 3.0 * n - 1) / (6.0 * (n + 1));
-    const V c = S::fnma(S::set1(factor), inverse_looks(looks_a, looks_b), S::set1(1));
-    return c * likelihood_ratio(looks_a, looks_b);
+    return box_factor(looks_a, looks_b) * likelihood_ratio(looks_a, looks_b);
   }
 
   V hotelling_lawley() {
@@ -282,11 +287,11 @@ struct PairMetric {
     return found ? sum : log_difference(work, weights, vectors);
   }
 
-  // With the singular value decomposition L_B^H L_A = U S V^H the squared distance is
-  // ||L_A V - L_B U||^2, the sum of squares behind tr A + tr B - 2 tr S.
-  V wasserstein() {
+  // The columns of L_B^H L_A V = U S with those of L_A V below them, in `work`, and the squared
+  // singular values in `norms`.
+  void turn_transport() {
     factor_both();
-    double* x = work;  // columns of L_B^H L_A, then those of L_A below them
+    double* x = work;
     const int x_ld = 2 * n;
     for (int j = 0; j < n; ++j) {
       for (int i = 0; i < n; ++i) {
@@ -302,15 +307,24 @@ struct PairMetric {
       }
     }
     require(H::template jacobi<1>(x, 0, n, 2 * n, n, x_ld, norms));
+  }
+  // Element i of column k of L_B U, from the inverse of its singular value.
+  MAHAL_INLINE Num transported(int k, int i, V inverse) const {
+    Num sum = Num::zero();
+    for (int j = 0; j <= i; ++j) {
+      sum.add_product(Num::load(H::at(b, ld, i, j)), Num::load(H::at(work, 2 * n, k, j)));
+    }
+    return sum.scaled(inverse);
+  }
+  // The squared distance is ||L_A V - L_B U||^2, the sum of squares behind tr A + tr B - 2 tr S.
+  V wasserstein() {
+    turn_transport();
     V total = S::zero();
     for (int k = 0; k < n; ++k) {
       const V inverse = S::rsqrt(S::load(norms + k * L));
       for (int i = 0; i < n; ++i) {
-        Num sum = Num::zero();
-        for (int j = 0; j <= i; ++j) {
-          sum.add_product(Num::load(H::at(b, ld, i, j)), Num::load(H::at(x, x_ld, k, j)));
-        }
-        total = (Num::load(H::at(x, x_ld, k, n + i)) - sum.scaled(inverse)).add_square(total);
+        const Num moved = transported(k, i, inverse);
+        total = (Num::load(H::at(work, 2 * n, k, n + i)) - moved).add_square(total);
       }
     }
     return total;

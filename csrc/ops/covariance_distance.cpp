@@ -3,11 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <string>
 
-#include "core/checks.hpp"
 #include "core/dispatch.hpp"
 #include "core/matrix_batch.hpp"
+#include "core/pair_checks.hpp"
 #include "core/scratch.hpp"
 #include "core/threads.hpp"
 #include "ops/covariance_distance_kernel.hpp"
@@ -18,32 +17,6 @@ namespace mahal {
 namespace {
 
 constexpr const char* op = "covariance_distance";
-
-void check_inputs(const CovarianceDistanceParams& params, const TensorView& a,
-                  const TensorView& b) {
-  check_field(op, "a", a);
-  check_field(op, "b", b);
-  check_same_dtype(op, "b", b, "a", a);
-  check_same_device(op, "b", b, "a", a);
-  if (a.rank < 2 || a.shape[a.rank - 1] != a.shape[a.rank - 2] || a.shape[a.rank - 1] == 0) {
-    throw_value_error(op, "a", "must have shape (..., p, p) with p > 0", shape_text(a));
-  }
-  if (a.rank != b.rank || !std::equal(a.shape, a.shape + a.rank, b.shape)) {
-    throw_value_error(op, "b", "must have the shape of a " + shape_text(a), shape_text(b));
-  }
-  if (params.metric == Metric::box_m && is_complex(a.dtype)) {
-    throw_type_error(op, "metric", "'box_m' is for real matrices, take 'wishart'",
-                     dtype_name(a.dtype));
-  }
-  if (params.metric == Metric::wishart || params.metric == Metric::box_m) {
-    const double least = std::min(params.looks_a, params.looks_b);
-    const double p = static_cast<double>(a.shape[a.rank - 1]);
-    if (!(least >= p) || !std::isfinite(params.looks_a + params.looks_b)) {
-      throw_value_error(op, "looks", "must be finite and at least p",
-                        std::to_string(least) + " for p = " + std::to_string(a.shape[a.rank - 1]));
-    }
-  }
-}
 
 std::size_t worker_bytes(const TensorView& a) {
   const std::size_t bytes = dispatch_isa([&]<Isa I>() {
@@ -57,7 +30,7 @@ std::size_t worker_bytes(const TensorView& a) {
 
 std::size_t covariance_distance_workspace(const CovarianceDistanceParams& params,
                                           const TensorView& a, const TensorView& b, int threads) {
-  check_inputs(params, a, b);
+  check_matrix_pairs(op, params, a, b);
   Scratch scratch;
   scratch.take<char>(static_cast<std::int64_t>(worker_bytes(a)) * resolve_threads(op, threads));
   return scratch.bytes();
@@ -66,7 +39,7 @@ std::size_t covariance_distance_workspace(const CovarianceDistanceParams& params
 void covariance_distance(const CovarianceDistanceParams& params, const TensorView& a,
                          const TensorView& b, const TensorView& score, const TensorView& status,
                          const Workspace& workspace, const Execution& execution) {
-  check_inputs(params, a, b);
+  check_matrix_pairs(op, params, a, b);
   check_given(op, "score", score);
   check_given(op, "status", status);
   const MatrixBatch batch = matrix_batch(a, b);

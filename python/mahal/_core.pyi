@@ -148,9 +148,39 @@ def covariance_distance(
     threads: int,
     stream: int,
 ) -> None: ...
+def covariance_distance_backward_workspace(
+    a: Any, b: Any, metric: str, looks_a: float, looks_b: float, threads: int
+) -> int: ...
+def covariance_distance_backward(
+    a: Any,
+    b: Any,
+    score: Any,
+    status: Any,
+    grad: Any,
+    grad_a: Any | None,
+    grad_b: Any | None,
+    workspace: Any,
+    metric: str,
+    squared: bool,
+    looks_a: float,
+    looks_b: float,
+    threads: int,
+    stream: int,
+) -> None: ...
 def covariance_log_workspace(a: Any, threads: int) -> int: ...
 def covariance_log(
     a: Any, logarithm: Any, status: Any, workspace: Any, loading: float, threads: int, stream: int
+) -> None: ...
+def covariance_log_backward_workspace(a: Any, threads: int) -> int: ...
+def covariance_log_backward(
+    a: Any,
+    status: Any,
+    grad: Any,
+    grad_a: Any,
+    workspace: Any,
+    loading: float,
+    threads: int,
+    stream: int,
 ) -> None: ...
 def structural_similarity_workspace(
     first: Any,
