@@ -35,6 +35,8 @@ _PARTS = {"complex64": "float32", "complex128": "float64"}
 
 # Ops that have a gradient in torch, for some of their arguments at least.
 _DIFFERENTIABLE = (
+    "covariance_distance",
+    "covariance_log",
     "grf_kl",
     "grf_log_likelihood",
     "grf_sample",

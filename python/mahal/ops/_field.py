@@ -9,11 +9,18 @@ from mahal._arrays import Array, as_float, check_array, dtype_name, library_of
 _REAL = {"complex64": "float32", "complex128": "float64"}
 
 
-def as_field(op: str, argument: str, array: Any, *, like: Array | None = None) -> Array:
+def as_field(
+    op: str,
+    argument: str,
+    array: Any,
+    *,
+    like: Array | None = None,
+    differentiable: bool = False,
+) -> Array:
     """complex64 and complex128 as they are, all else as `as_float` takes it."""
-    library = check_array(op, argument, array)
+    library = check_array(op, argument, array, differentiable=differentiable)
     if dtype_name(array) not in _REAL:
-        return as_float(op, argument, array, like=like)
+        return as_float(op, argument, array, like=like, differentiable=differentiable)
     if like is not None and library != library_of(like):
         raise TypeError(
             f"{op}: {argument}: must come from the library of the other arrays "

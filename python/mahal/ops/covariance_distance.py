@@ -15,6 +15,7 @@ from mahal._arrays import (
     empty,
     library_of,
     stream,
+    wants_torch,
     workspace,
 )
 from mahal.ops._field import as_field, is_complex, real_dtype
@@ -144,6 +145,13 @@ def covariance_distance(
         above ``p * eps`` times its diagonal entry; ``frobenius`` does not ask for it), 3 a value
         that is not finite, or a score that overflows.
 
+    Notes
+    -----
+    Differentiable in torch, in both matrices: the gradients are symmetric or Hermitian. Where both
+    are the same the distances, roots or not, have gradient zero; so does a score that no loss
+    depends on, whatever its status. Other scores with a status have NaN. Second derivatives read
+    both triangles.
+
     Raises
     ------
     ValueError
@@ -159,8 +167,8 @@ def covariance_distance(
     R. Bhatia, T. Jain and Y. Lim, Expo. Math. 37 (2019), for ``wasserstein``.
     """
     op = "covariance_distance"
-    a = as_field(op, "a", a)
-    b = as_field(op, "b", b, like=a)
+    a = as_field(op, "a", a, differentiable=True)
+    b = as_field(op, "b", b, like=a, differentiable=True)
     check_metric(op, metric, a)
     count = as_threads(op, threads)
     shape = tuple(a.shape)
@@ -178,11 +186,24 @@ def covariance_distance(
             f"{op}: b: must broadcast against a {shape}, got {tuple(b.shape)}"
         ) from None
     first, second = _looks(op, metric, looks, size)
+    full = (*batch, size, size)
+    a, b = _broadcast(a, full), _broadcast(b, full)
+    if wants_torch(a, b):
+        from mahal._torch.covariance_distance import covariance_distance as differentiable
+
+        score, status = differentiable(
+            a,
+            b,
+            metric=metric,
+            squared=bool(squared),
+            first=first,
+            second=second,
+            threads=count,
+        )
+        return (score, status) if return_status else score
     score = empty(a, batch, real_dtype(a))
     status = empty(a, batch, "uint8")
     if 0 not in batch:
-        full = (*batch, size, size)
-        a, b = _broadcast(a, full), _broadcast(b, full)
         memory = workspace(
             a, _core.covariance_distance_workspace(a, b, metric, first, second, count)
         )

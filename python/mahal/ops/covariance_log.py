@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, overload
 
 from mahal import _core
-from mahal._arrays import Array, as_threads, dtype_name, empty, stream, workspace
+from mahal._arrays import Array, as_threads, dtype_name, empty, stream, wants_torch, workspace
 from mahal.ops._field import as_field
 
 
@@ -47,6 +47,10 @@ def covariance_log(
         With ``return_status``: 0 fine, 2 not positive definite to working precision (a pivot not
         above ``p * eps`` times its diagonal entry), 3 a value that is not finite.
 
+    Notes
+    -----
+    Differentiable in torch, also at repeated eigenvalues: the gradient is symmetric or Hermitian.
+
     Raises
     ------
     ValueError, TypeError
@@ -57,13 +61,18 @@ def covariance_log(
     V. Arsigny, P. Fillard, X. Pennec and N. Ayache, SIAM J. Matrix Anal. Appl. 29 (2007).
     """
     op = "covariance_log"
-    a = as_field(op, "a", a)
+    a = as_field(op, "a", a, differentiable=True)
     count = as_threads(op, threads)
     shape = tuple(a.shape)
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
         raise ValueError(f"{op}: a: must have shape (..., p, p) with p > 0, got {shape}")
     if not 0 <= loading < float("inf"):
         raise ValueError(f"{op}: loading: must be finite and not negative, got {loading!r}")
+    if wants_torch(a):
+        from mahal._torch.covariance_log import covariance_log as differentiable
+
+        logarithm, status = differentiable(a, loading=float(loading), threads=count)
+        return (logarithm, status) if return_status else logarithm
     logarithm = empty(a, shape, dtype_name(a))
     status = empty(a, shape[:-2], "uint8")
     if 0 not in shape:
