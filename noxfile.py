@@ -37,6 +37,7 @@ OPS = (
     "rx",
     "spectral_angle",
     "structural_similarity",
+    "structural_similarity_backward",
     "whiten",
     "window_estimators",
 )

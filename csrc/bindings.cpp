@@ -28,6 +28,7 @@
 #include "mahal/rx.hpp"
 #include "mahal/spectral_angle.hpp"
 #include "mahal/structural_similarity.hpp"
+#include "mahal/structural_similarity_backward.hpp"
 #include "mahal/whiten.hpp"
 #include "mahal/window_estimators.hpp"
 
@@ -373,6 +374,25 @@ void structural_similarity(const Array& first, const Array& second, const Array&
                                execution_of(threads, stream));
 }
 
+std::size_t structural_similarity_backward_workspace(const Array& first, const Array& second,
+                                                     int window, double sigma, double data_range,
+                                                     double k1, double k2, int ddof,
+                                                     const std::string& border, int threads) {
+  return mahal::structural_similarity_backward_workspace(
+      similarity_params(window, sigma, data_range, k1, k2, ddof, border), first, second, threads);
+}
+
+void structural_similarity_backward(const Array& first, const Array& second, const Array& grad,
+                                    const Array& grad_first, const Array& grad_second,
+                                    const Array& workspace, int window, double sigma,
+                                    double data_range, double k1, double k2, int ddof,
+                                    const std::string& border, int threads, std::uintptr_t stream) {
+  const auto params = similarity_params(window, sigma, data_range, k1, k2, ddof, border);
+  const Unlock unlock;
+  mahal::structural_similarity_backward(params, first, second, grad, grad_first, grad_second,
+                                        workspace_of(workspace), execution_of(threads, stream));
+}
+
 struct ChangeMap {
   mahal::ChangeMapParams params;
 
@@ -628,6 +648,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("grf", &grf);
   m.def("structural_similarity_workspace", &structural_similarity_workspace);
   m.def("structural_similarity", &structural_similarity);
+  m.def("structural_similarity_backward_workspace", &structural_similarity_backward_workspace);
+  m.def("structural_similarity_backward", &structural_similarity_backward);
   m.def("whiten_workspace", &whiten_workspace);
   m.def("whiten", &whiten);
   m.def("mahalanobis_workspace", &mahalanobis_workspace);

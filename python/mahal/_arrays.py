@@ -42,6 +42,7 @@ _DIFFERENTIABLE = (
     "grf_sample",
     "grf_spectrum",
     "local_covariance",
+    "structural_similarity",
     "whiten",
 )
 

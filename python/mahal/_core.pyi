@@ -209,6 +209,35 @@ def structural_similarity(
     threads: int,
     stream: int,
 ) -> None: ...
+def structural_similarity_backward_workspace(
+    first: Any,
+    second: Any,
+    window: int,
+    sigma: float,
+    data_range: float,
+    k1: float,
+    k2: float,
+    ddof: int,
+    border: str,
+    threads: int,
+) -> int: ...
+def structural_similarity_backward(
+    first: Any,
+    second: Any,
+    grad: Any,
+    grad_first: Any | None,
+    grad_second: Any | None,
+    workspace: Any,
+    window: int,
+    sigma: float,
+    data_range: float,
+    k1: float,
+    k2: float,
+    ddof: int,
+    border: str,
+    threads: int,
+    stream: int,
+) -> None: ...
 def whiten_workspace(x: Any, threads: int) -> int: ...
 def whiten(
     x: Any, mean: Any, covariance: Any, y: Any, workspace: Any, threads: int, stream: int

@@ -1,4 +1,4 @@
-"""Slow float64 references of the gradients of covariance distances, written to be read."""
+"""Slow float64 references of gradients of covariance distances and of similarity."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mahal.testing.reference_change import DISTANCES, Field, Float64, pair_score
+from mahal.testing.reference_change import DISTANCES, Field, Float64, _window, pair_score
 
-__all__ = ["covariance_distance_backward", "covariance_log_backward", "pair_gradient"]
+__all__ = [
+    "covariance_distance_backward",
+    "covariance_log_backward",
+    "pair_gradient",
+    "structural_similarity_backward",
+]
 
 
 def _function(a: Field, function: Any) -> Field:
@@ -144,3 +149,72 @@ def covariance_log_backward(a: ArrayLike, grad: ArrayLike, *, loading: float = 0
         inner = _log_derivative(loaded, direction)
         result[at] = inner + loading * np.trace(inner).real / size * np.eye(size)
     return result
+
+
+def structural_similarity_backward(
+    first: ArrayLike,
+    second: ArrayLike,
+    grad: ArrayLike,
+    window: int,
+    *,
+    data_range: float,
+    sigma: float | None = None,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    ddof: int | None = None,
+    border: str = "reflect",
+) -> tuple[Float64, Float64]:
+    """Reference of the gradients of `mahal.structural_similarity`: one window after the other.
+
+    Parameters
+    ----------
+    first, second : (rows, cols, channels) arrays
+    grad : (rows, cols, channels) array
+        Derivative of a number by the score of every channel.
+    window, data_range, sigma, k1, k2, ddof, border
+        As there.
+
+    Returns
+    -------
+    grad_first, grad_second : (rows, cols, channels) float64 arrays
+    """
+    images = [np.asarray(image, dtype=np.float64) for image in (first, second)]
+    upstream = np.asarray(grad, dtype=np.float64)
+    rows, cols, channels = images[0].shape
+    c1, c2 = (k1 * data_range) ** 2, (k2 * data_range) ** 2
+    degrees = (0 if sigma else 1) if ddof is None else ddof
+    half = window // 2
+    offsets = np.arange(-half, half + 1)
+    profile = np.exp(-(offsets**2) / (2 * sigma**2)) if sigma else np.ones(window)
+    found = [np.zeros_like(image) for image in images]
+    for row, col in np.ndindex(rows, cols):
+        at = (row, col)
+        if border == "shift":
+            at = (min(max(row, half), rows - 1 - half), min(max(col, half), cols - 1 - half))
+        where = _window(*at, rows, cols, window, border)
+        if where is None:
+            continue
+        inside = [
+            (a + offsets >= 0) & (a + offsets < n) if border == "clip" else offsets == offsets
+            for a, n in zip(at, (rows, cols), strict=True)
+        ]
+        weights = np.outer(profile[inside[0]], profile[inside[1]])
+        weights = weights / weights.sum()
+        norm = weights.size / (weights.size - degrees)
+        place = np.ix_(*where)
+        for j in range(channels):
+            x, y = (image[place][:, :, j] for image in images)
+            mx, my = (weights * x).sum(), (weights * y).sum()
+            vx, vy = (norm * (weights * (z - m) ** 2).sum() for z, m in ((x, mx), (y, my)))
+            xy = norm * (weights * (x - mx) * (y - my)).sum()
+            means, spread = mx**2 + my**2 + c1, vx + vy + c2
+            alike, common = 2 * mx * my + c1, 2 * xy + c2
+            score = alike * common / (means * spread)
+            for own, other, m, n, total in ((x, y, mx, my, found[0]), (y, x, my, mx, found[1])):
+                by_mean = 2 * n * common / (means * spread) - 2 * m * score / means
+                by_spread = 2 * alike / (means * spread) * (other - n) - 2 * score / spread * (
+                    own - m
+                )
+                slope = upstream[row, col, j] * weights * (by_mean + norm * by_spread)
+                np.add.at(total[:, :, j], place, slope)
+    return found[0], found[1]
