@@ -24,11 +24,13 @@ BORDERS = ("clip", "shift", "reflect", "valid")
 """Border rules of `change_map`."""
 
 
-def as_pair(op: str, first: Array, second: Array) -> tuple[Array, Array]:
+def as_pair(
+    op: str, first: Array, second: Array, *, differentiable: bool = False
+) -> tuple[Array, Array]:
     """Two images of one library, dtype and shape, with an axis of channels."""
-    first = as_field(op, "first", first)
+    first = as_field(op, "first", first, differentiable=differentiable)
     check_rank(op, "first", first, 2, 3)
-    second = as_field(op, "second", second, like=first)
+    second = as_field(op, "second", second, like=first, differentiable=differentiable)
     if dtype_name(first) != dtype_name(second):
         raise TypeError(
             f"{op}: second: must have the dtype of first ({dtype_name(first)}), "

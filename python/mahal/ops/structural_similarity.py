@@ -11,6 +11,7 @@ from mahal._arrays import (
     dtype_name,
     empty,
     stream,
+    wants_torch,
     workspace,
 )
 from mahal.ops._field import is_complex
@@ -68,6 +69,11 @@ def structural_similarity(
         Of the library, device and float dtype of the images, at most 1, which is for identical
         windows. NaN where a window holds a value that is not finite. Sums run in float64.
 
+    Notes
+    -----
+    Differentiable in torch, in both images, without a map between the passes. A score that is NaN
+    gives NaN to the pixels of its window, but nothing where no loss depends on it.
+
     Raises
     ------
     ValueError
@@ -83,7 +89,7 @@ def structural_similarity(
     check_choice(op, "border", border, BORDERS)
     check_choice(op, "channels", channels, ("mean", "each"))
     flat = getattr(first, "ndim", 0) == 2
-    first, second = as_pair(op, first, second)
+    first, second = as_pair(op, first, second, differentiable=True)
     if is_complex(first):
         raise TypeError(f"{op}: first: must hold real numbers, got {dtype_name(first)}")
     gaussian = sigma is not None
@@ -98,11 +104,19 @@ def structural_similarity(
     degrees = (0 if gaussian else 1) if ddof is None else ddof
     count = as_threads(op, threads)
     constants = (side, width, float(data_range), float(k1), float(k2), degrees, border)
-    memory = workspace(
-        first, _core.structural_similarity_workspace(first, second, *constants, count)
-    )
-    score = empty(first, tuple(first.shape), dtype_name(first))
-    _core.structural_similarity(first, second, score, memory, *constants, count, stream(first))
+    if wants_torch(first, second):
+        from mahal._torch.structural_similarity import structural_similarity as differentiable
+
+        names = ("window", "sigma", "data_range", "k1", "k2", "ddof", "border")
+        score = differentiable(
+            first, second, **dict(zip(names, constants, strict=True)), threads=count
+        )
+    else:
+        memory = workspace(
+            first, _core.structural_similarity_workspace(first, second, *constants, count)
+        )
+        score = empty(first, tuple(first.shape), dtype_name(first))
+        _core.structural_similarity(first, second, score, memory, *constants, count, stream(first))
     if flat:
         return score[:, :, 0]
     return score.mean(-1) if channels == "mean" else score

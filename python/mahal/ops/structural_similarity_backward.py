@@ -12,7 +12,7 @@ def structural_similarity_backward(
     first: Array,
     second: Array,
     grad: Array,
-    constants: tuple[Any, ...],
+    constants: tuple[int, float, float, float, float, int, str],
     threads: int = 0,
     needs: tuple[bool, bool] = (True, True),
 ) -> tuple[Array | None, Array | None]:
