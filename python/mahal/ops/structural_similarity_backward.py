@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mahal import _core
 from mahal._arrays import Array, dtype_name, empty, stream, workspace
 
