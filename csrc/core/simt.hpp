@@ -10,6 +10,7 @@
 //   threadIdx, blockIdx, blockDim, gridDim; __syncthreads, __syncwarp;
 //   __shfl_sync, __shfl_xor_sync, __shfl_up_sync, __shfl_down_sync over the whole warp;
 //   MAHAL_UNROLL in front of a loop; simt::nan<T>, simt::epsilon<T>, simt::largest<T>;
+//   simt::store_streaming of 16 bytes;
 //   simt::dynamic_shared<T>() for shared memory. Static __shared__ arrays are left out on purpose:
 //   the emulator could not poison them or let the address sanitizer see their ends.
 // A kernel takes one parameter, a struct by value, and is started by simt::launch, which throws
@@ -628,5 +629,21 @@ template <class T>
 inline constexpr T epsilon = std::numeric_limits<T>::epsilon();
 template <class T>
 inline constexpr T largest = std::numeric_limits<T>::max();
+
+// 16 bytes at a time.
+template <class T>
+struct alignas(16) Chunk {
+  T value[16 / sizeof(T)];
+};
+
+// To a multiple of 16 bytes, past the caches: for results that no kernel reads soon.
+template <class T>
+__device__ __forceinline__ void store_streaming(T* at, const Chunk<T>& chunk) {
+#if defined(MAHAL_EMULATED)
+  *reinterpret_cast<Chunk<T>*>(at) = chunk;
+#else
+  __stcs(reinterpret_cast<uint4*>(at), *reinterpret_cast<const uint4*>(&chunk));
+#endif
+}
 
 }  // namespace mahal::MAHAL_CUDA_NAMESPACE::simt

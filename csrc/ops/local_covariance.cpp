@@ -201,14 +201,17 @@ template <class T>
 LocalCovarianceLaunch<T> launch_of(const LocalCovarianceParams& params, const TensorView& image,
                                    const TensorView& mask, const TensorView& mean,
                                    const TensorView& covariance, Scratch& scratch) {
+  const bool complex = is_complex(image.dtype);
+  const std::int64_t parts = complex ? 2 : 1;
   LocalCovarianceLaunch<T> launch;
   launch.image = static_cast<const T*>(image.data);
   launch.rows = image.shape[0];
   launch.cols = image.shape[1];
   launch.bands = static_cast<int>(image.shape[2]);
-  launch.row_stride = image.strides[0];
-  launch.col_stride = image.strides[1];
-  launch.band_stride = image.strides[2];
+  launch.complex = complex;
+  launch.row_stride = parts * image.strides[0];
+  launch.col_stride = parts * image.strides[1];
+  launch.band_stride = parts * image.strides[2];
   if (is_given(mask)) {
     launch.mask = static_cast<const std::uint8_t*>(mask.data);
     launch.mask_row_stride = mask.strides[0];
@@ -217,7 +220,8 @@ LocalCovarianceLaunch<T> launch_of(const LocalCovarianceParams& params, const Te
   launch.windows = params.windows;
   launch.window_count = params.window_count;
   launch.border = params.border;
-  launch.ddof = params.ddof;
+  launch.ddof = params.center ? params.ddof : 0;
+  launch.center = params.center;
   launch.mean = static_cast<T*>(mean.data);
   launch.covariance = static_cast<T*>(covariance.data);
   launch.pixel_states = scratch.take<std::uint8_t>(launch.rows * launch.cols);
@@ -229,7 +233,9 @@ LocalCovarianceLaunch<T> launch_of(const LocalCovarianceParams& params, const Te
 std::size_t local_covariance_workspace(const LocalCovarianceParams& params, const TensorView& image,
                                        int threads) {
   check_inputs(params, image);
-  std::size_t most = 0;
+  // A state for every pixel, which is less than what the threads of the CPU take.
+  std::size_t most = image.shape[0] * image.shape[1] + 64;
+  if (image.device.kind == DeviceKind::cuda) return most;
   for (int k = 0; k < params.window_count; ++k) {
     Scratch scratch;
     make_plan(scratch, params, params.windows[k], image, resolve_threads(op, threads));
@@ -250,20 +256,12 @@ void local_covariance(const LocalCovarianceParams& params, const TensorView& ima
   check_output(op, "mean", mean, image.dtype, {rows, cols, windows, bands});
   check_output(op, "covariance", covariance, image.dtype, {rows, cols, windows, bands, bands});
   const Route route = select_route(op, execution, image.device, true);
-  if (route != Route::cpu && (is_complex(image.dtype) || !params.center)) {
-    throw_device_error(op, "image", "the CUDA kernels take real images and estimate the mean",
-                       is_complex(image.dtype) ? dtype_name(image.dtype) : "center=False");
-  }
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, local_covariance_workspace(params, image, threads));
 
   dispatch_float(image.dtype, [&]<class T>() {
     Scratch scratch(workspace);
     if (route != Route::cpu) {
-      if (bands > 256) {
-        throw_value_error(op, "image", "the CUDA kernels cover 1 to 256 bands",
-                          std::to_string(bands));
-      }
       const auto launch = launch_of<T>(params, image, mask, mean, covariance, scratch);
       if constexpr (built_with_cuda) {
         if (route == Route::cuda) cuda::local_covariance(launch, execution.stream);

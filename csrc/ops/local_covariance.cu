@@ -1,50 +1,71 @@
 // Local mean and covariance of every pixel's window.
 //
-// A block owns a small tile of pixels and one pair of band blocks. It brings the union of the
-// tile's windows into shared memory chunk by chunk (any window fits, however large) and walks the
-// taps twice: first for the means, then for the centred products, where a thread owns one pixel and
-// a square of band pairs in registers. The second walk also sums the deviations, which removes what
-// rounding left in the mean (Chan, Golub and LeVeque 1983, "corrected two-pass"). The order of
-// every sum follows from the sizes alone, so results repeat bit for bit.
+// A channel is a band, or the real or the imaginary part of a complex one: the kernel sums products
+// of channels, and what it writes puts the parts together. A block owns a strip of columns, a
+// segment of its rows, a pair of channel blocks and a window. A warp owns a square of channel
+// pairs, a lane of it two neighbouring pixels, whose window sums stay in registers while the
+// window moves down: the row that enters is added and the row that leaves taken away, each summed
+// over the columns of the window. All sums are in float64 about an origin near the pixels, so that
+// nothing cancels and what has passed through them leaves no trace. Their order follows from the
+// sizes alone, so results repeat bit for bit.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
+#include "core/device_matrix.hpp"
 #include "core/simt.hpp"
 #include "ops/local_covariance_cuda.hpp"
 
 namespace mahal::MAHAL_CUDA_NAMESPACE {
 namespace {
 
-constexpr int block_threads = 256;
-constexpr int max_band_block = 32;
-constexpr std::size_t shared_budget = 48 * 1024;
-constexpr unsigned whole_warp = 0xFFFFFFFFu;
+constexpr const char* op = "local_covariance";
+constexpr int state_threads = 256;
+constexpr int lane_columns = 2;
+constexpr int strip_columns = warp_lanes * lane_columns;
+constexpr int block_channels = 8;
+constexpr int max_windows = 8;  // of one launch
+constexpr int origin_samples = 1024;
+constexpr int max_threads = 6 * warp_lanes;
 
+// Where rows are staged.
+enum Place : int { outer_enter, outer_leave, inner_enter, inner_leave };
 enum PixelState : std::uint8_t { usable = 0, masked = 1, non_finite = 2 };
+
+template <class T>
+__device__ __forceinline__ std::int64_t channel_offset(const LocalCovarianceLaunch<T>& a, int c) {
+  return a.complex ? c / 2 * a.band_stride + c % 2 : c * a.band_stride;
+}
+
+template <class T>
+__device__ __forceinline__ bool is_left_out(const LocalCovarianceLaunch<T>& a, std::int64_t y,
+                                            std::int64_t x) {
+  return a.mask != nullptr && a.mask[y * a.mask_row_stride + x * a.mask_col_stride] == 0;
+}
 
 template <class T>
 struct StateParameters {
   LocalCovarianceLaunch<T> a;
-  int lanes;  // threads that share one pixel: 1, or 8 where its bands are contiguous
+  int lanes;  // threads that share one pixel: 1, or 8 where its channels are contiguous
 };
 
+// Of images with more channels than a block looks at.
 template <class T>
-__global__ void __launch_bounds__(block_threads, 4) pixel_states(StateParameters<T> p) {
+__global__ void __launch_bounds__(state_threads, 4) pixel_states(StateParameters<T> p) {
   const LocalCovarianceLaunch<T>& a = p.a;
-  const std::int64_t worker = std::int64_t{blockIdx.x} * block_threads + threadIdx.x;
+  const std::int64_t worker = std::int64_t{blockIdx.x} * state_threads + threadIdx.x;
   const std::int64_t pixel = worker / p.lanes;
   const int lane = static_cast<int>(worker % p.lanes);
   const bool inside = pixel < a.rows * a.cols;
   const std::int64_t y = pixel / a.cols, x = pixel % a.cols;
-  const bool left_out =
-      inside && a.mask != nullptr && a.mask[y * a.mask_row_stride + x * a.mask_col_stride] == 0;
+  const bool left_out = inside && is_left_out(a, y, x);
   int finite = 1;
   if (inside && !left_out) {
-    const T* bands = a.image + y * a.row_stride + x * a.col_stride;
-    for (int b = lane; b < a.bands; b += p.lanes) {
-      const T value = bands[b * a.band_stride];
-      if (!(value - value == T(0))) finite = 0;
+    const T* values = a.image + y * a.row_stride + x * a.col_stride;
+    const int channels = a.bands * (a.complex ? 2 : 1);
+    for (int c = lane; c < channels; c += p.lanes) {
+      if (!is_finite(values[channel_offset(a, c)])) finite = 0;
     }
   }
   for (int d = p.lanes / 2; d > 0; d /= 2) finite &= __shfl_xor_sync(whole_warp, finite, d);
@@ -53,28 +74,18 @@ __global__ void __launch_bounds__(block_threads, 4) pixel_states(StateParameters
   }
 }
 
-// What one launch for one window needs; the offsets into shared memory are in bytes.
 template <class T>
-struct WindowParameters {
+struct MapParameters {
   LocalCovarianceLaunch<T> a;
-  Window window;
-  int scale;
-  int tile_rows, tile_cols, col_tiles;
-  int band_block;
-  int band_pitch;  // elements of one pixel in shared memory
-  int chunk_rows, chunk_cols;
-  unsigned references_at, counts_at, states_at, chunk_at;
-};
-
-// Window [lo, hi) along both axes without the hole [inner_lo, inner_hi).
-struct Ring {
-  int row_lo, row_hi, col_lo, col_hi;
-  int inner_row_lo, inner_row_hi, inner_col_lo, inner_col_hi;
-};
-
-// The part of the image in shared memory.
-struct Chunk {
-  int row_lo, row_hi, col_lo, col_hi;
+  Window windows[max_windows];
+  int first_window, window_count;  // of this launch
+  int channels, pairs;             // of channels and of channel blocks
+  int strips, segment_rows;
+  int width;     // columns of a staged row
+  int pitch;     // its elements for one quad
+  bool aligned;  // matrices start at multiples of 16 bytes
+  // Where things lie in shared memory, in bytes behind the staged rows.
+  unsigned sums_at, counts_at, states_at;
 };
 
 // Both windows of a ring slide inside the image; only `reflect` lets them reach beyond it.
@@ -94,7 +105,7 @@ __device__ __forceinline__ int mirrored(int i, int size) {
 
 // The hooks by which tests/cpp/test_simt.cpp proves that its comparisons notice a lost barrier and
 // a halo that is off by one.
-__device__ __forceinline__ void chunk_barrier() {
+__device__ __forceinline__ void row_barrier() {
 #if !defined(MAHAL_MUTATE_BARRIER)
   __syncthreads();
 #endif
@@ -108,382 +119,566 @@ __device__ __forceinline__ int halo_column(int col, [[maybe_unused]] int cols) {
 #endif
 }
 
-// The bands of one block: those of band block A and, off the diagonal, those of band block B behind
-// them, each padded with zeros to whole tiles.
-template <int Tile>
-struct BandPair {
-  int first_a, count_a, slots_a;
-  int first_b, count_b, slots_b;
+// The channels of one block: those of channel block A and, off the diagonal, those of channel
+// block B behind them, each padded to whole quads of Side channels.
+template <int Side>
+struct ChannelPair {
+  int first_a, count_a, quads_a;
+  int first_b, count_b, quads_b;
   bool diagonal;
 
-  __device__ BandPair(int pair, int bands, int band_block) {
+  __device__ ChannelPair(int pair, int channels) {
     int block = 0;
     while (pair > block) pair -= ++block;
-    first_a = block * band_block;
-    first_b = pair * band_block;
-    count_a = bands - first_a < band_block ? bands - first_a : band_block;
-    count_b = bands - first_b < band_block ? bands - first_b : band_block;
-    slots_a = (count_a + Tile - 1) / Tile * Tile;
-    slots_b = (count_b + Tile - 1) / Tile * Tile;
+    first_a = block * block_channels;
+    first_b = pair * block_channels;
+    count_a = channels - first_a < block_channels ? channels - first_a : block_channels;
+    count_b = channels - first_b < block_channels ? channels - first_b : block_channels;
+    quads_a = (count_a + Side - 1) / Side;
+    quads_b = (count_b + Side - 1) / Side;
     diagonal = block == pair;
   }
-  __device__ int slots() const { return diagonal ? slots_a : slots_a + slots_b; }
+  __device__ int quads() const { return diagonal ? quads_a : quads_a + quads_b; }
+  __device__ int tiles() const {
+    return diagonal ? quads_a * (quads_a + 1) / 2 : quads_a * quads_b;
+  }
   // -1 for padding.
-  __device__ int band(int slot) const {
-    if (slot < slots_a) return slot < count_a ? first_a + slot : -1;
-    return slot - slots_a < count_b ? first_b + slot - slots_a : -1;
+  __device__ int channel(int slot) const {
+    const int b = slot - quads_a * Side;
+    if (b < 0) return slot < count_a ? first_a + slot : -1;
+    return b < count_b ? first_b + b : -1;
   }
 };
 
-template <class T, int Tile>
-__device__ void load_chunk(const WindowParameters<T>& p, const BandPair<Tile>& bands,
-                           const Chunk& chunk, T* values, std::uint8_t* states) {
-  const LocalCovarianceLaunch<T>& a = p.a;
+// A quad of channels of one pixel of a staged row. Every second pixel is followed by a gap, so that
+// lanes, which are two pixels apart, read from different memory banks.
+template <int Side>
+struct alignas(Side > 1 ? 16 : 8) Quad {
+  double value[Side];
+};
+template <int Side>
+inline constexpr int quad_gap = Side > 1 ? 2 : 1;
+template <int Side>
+__device__ __forceinline__ const Quad<Side>& quad_at(const double* row, int column) {
+  return *reinterpret_cast<const Quad<Side>*>(row + column * Side +
+                                              column / lane_columns * quad_gap<Side>);
+}
+
+// A row that the block has staged.
+struct Row {
+  const double* values;
+  const std::uint8_t* states;
+};
+
+// Calls visit(column, scale) for what makes up the sums of a row over the windows of the lane's
+// pixels, and done(k) once they are those of pixel k.
+template <class Visit, class Done>
+__device__ __forceinline__ void slide(const int (&starts)[lane_columns], int side, double scale,
+                                      Visit visit, Done done) {
+  for (int u = starts[0]; u < starts[0] + side; ++u) visit(u, scale);
+  done(0);
+  MAHAL_UNROLL
+  for (int k = 1; k < lane_columns; ++k) {
+    // At an edge of the image neighbours may share their window.
+    if (starts[k] != starts[k - 1]) {
+      visit(starts[k - 1], -scale);
+      visit(starts[k] + side - 1, scale);
+    }
+    done(k);
+  }
+}
+
+// The window sums of a lane: products of two quads, or, with the quads of one block, the sums of
+// its channels.
+template <int Side>
+struct LaneSums {
+  double value[lane_columns][Side * Side > block_channels ? Side * Side : block_channels];
+  int count[lane_columns];
+  int bad[lane_columns];
+};
+
+template <int Side, bool Diagonal>
+__device__ __forceinline__ void add_products(LaneSums<Side>& sums, const double* row_a,
+                                             const double* row_b,
+                                             const int (&starts)[lane_columns], int side,
+                                             double scale) {
+  double moved[Side][Side] = {};
+  slide(
+      starts, side, scale,
+      [&](int column, double factor) {
+        const Quad<Side> a = quad_at<Side>(row_a, column);
+        const Quad<Side> b = Diagonal ? a : quad_at<Side>(row_b, column);
+        MAHAL_UNROLL
+        for (int i = 0; i < Side; ++i) {
+          const double scaled = factor * a.value[i];
+          MAHAL_UNROLL
+          for (int j = 0; j < Side; ++j) {
+            if (!Diagonal || j <= i) moved[i][j] += scaled * b.value[j];
+          }
+        }
+      },
+      [&](int k) {
+        MAHAL_UNROLL
+        for (int i = 0; i < Side; ++i) {
+          MAHAL_UNROLL
+          for (int j = 0; j < Side; ++j) {
+            if (!Diagonal || j <= i) sums.value[k][i * Side + j] += moved[i][j];
+          }
+        }
+      });
+}
+
+template <int Side>
+__device__ __forceinline__ void add_channels(LaneSums<Side>& sums, const Row& row, int quads,
+                                             int pitch, const int (&starts)[lane_columns],
+                                             int side, double scale) {
+  double moved[block_channels] = {};
+  int count = 0, bad = 0;
+  slide(
+      starts, side, scale,
+      [&](int column, double factor) {
+        MAHAL_UNROLL
+        for (int q = 0; q < block_channels / Side; ++q) {
+          if (q >= quads) break;
+          const Quad<Side> a = quad_at<Side>(row.values + q * pitch, column);
+          MAHAL_UNROLL
+          for (int i = 0; i < Side; ++i) moved[q * Side + i] += factor * a.value[i];
+        }
+        const int state = row.states[column], sign = factor > 0 ? 1 : -1;
+        count += state == usable ? sign : 0;
+        bad += state == non_finite ? sign : 0;
+      },
+      [&](int k) {
+        MAHAL_UNROLL
+        for (int c = 0; c < block_channels; ++c) sums.value[k][c] += moved[c];
+        sums.count[k] += count;
+        sums.bad[k] += bad;
+      });
+}
+
+// The mean of finite values that the mask does not hide, of about origin_samples pixels of the
+// part of the image that the block reads; 0 where there are none. From the first of them: exact
+// where all are the same. By a warp.
+template <class T>
+__device__ double find_origin(const LocalCovarianceLaunch<T>& a, int channel, int row_lo,
+                              int row_hi, int col_lo, int col_hi) {
+  const int lane = static_cast<int>(threadIdx.x) % warp_lanes;
+  const std::int64_t offset = channel_offset(a, channel);
   const int rows = static_cast<int>(a.rows), cols = static_cast<int>(a.cols);
-  const int chunk_cols = chunk.col_hi - chunk.col_lo;
-  const int cells = (chunk.row_hi - chunk.row_lo) * chunk_cols;
-  const int slots = bands.slots();
-  const bool reflect = a.border == Border::reflect;
-  // Neighbouring threads read neighbouring memory, whichever axis that is.
-  const bool band_fastest = a.band_stride == 1;
-  for (int e = static_cast<int>(threadIdx.x); e < cells * slots; e += block_threads) {
-    const int cell = band_fastest ? e / slots : e % cells;
-    const int slot = band_fastest ? e % slots : e / cells;
-    int y = chunk.row_lo + cell / chunk_cols, x = chunk.col_lo + cell % chunk_cols;
-    if (reflect) {
-      y = mirrored(y, rows);
-      x = mirrored(x, cols);
-    }
-    x = halo_column(x, cols);
-    const int band = bands.band(slot);
-    values[cell * p.band_pitch + slot] =
-        band < 0 ? T(0) : a.image[y * a.row_stride + x * a.col_stride + band * a.band_stride];
+  const int width = col_hi - col_lo;
+  const std::int64_t pixels = std::int64_t{row_hi - row_lo} * width;
+  // NaN where the pixel does not count.
+  const auto value_of = [&](std::int64_t i) {
+    if (i >= pixels) return simt::nan<double>;
+    const int y = mirrored(row_lo + static_cast<int>(i / width), rows);
+    const int x = mirrored(col_lo + static_cast<int>(i % width), cols);
+    const T value = a.image[y * a.row_stride + x * a.col_stride + offset];
+    return is_left_out(a, y, x) || !is_finite(value) ? simt::nan<double>
+                                                     : static_cast<double>(value);
+  };
+  double first = simt::nan<double>;
+  for (std::int64_t i = lane; i - lane < pixels; i += warp_lanes) {
+    const double value = value_of(i);
+    const int holder = warp_reduce(value == value ? lane : warp_lanes, Least{});
+    if (holder == warp_lanes) continue;
+    first = __shfl_sync(whole_warp, value, holder);
+    break;
   }
-  for (int cell = static_cast<int>(threadIdx.x); cell < cells; cell += block_threads) {
-    int y = chunk.row_lo + cell / chunk_cols, x = chunk.col_lo + cell % chunk_cols;
-    if (reflect) {
-      y = mirrored(y, rows);
-      x = mirrored(x, cols);
-    }
-    states[cell] = a.pixel_states[y * a.cols + x];
+  if (first != first) return 0;
+  const std::int64_t stride = pixels / origin_samples + 1;
+  double sum = 0;
+  int count = 0;
+  for (std::int64_t i = lane * stride; i < pixels; i += warp_lanes * stride) {
+    const double value = value_of(i);
+    if (value != value) continue;
+    sum += value - first;
+    ++count;
   }
+  count = warp_reduce(count);
+  sum = warp_reduce(sum);
+  return count > 0 ? first + sum / count : first;
 }
-
-// Calls visit(first cell, end cell) for every run of neighbouring taps of the ring in the chunk.
-template <class Visit>
-__device__ __forceinline__ void visit_runs(const Ring& ring, const Chunk& chunk, Visit visit) {
-  const int row_lo = ring.row_lo > chunk.row_lo ? ring.row_lo : chunk.row_lo;
-  const int row_hi = ring.row_hi < chunk.row_hi ? ring.row_hi : chunk.row_hi;
-  const int col_lo = ring.col_lo > chunk.col_lo ? ring.col_lo : chunk.col_lo;
-  const int col_hi = ring.col_hi < chunk.col_hi ? ring.col_hi : chunk.col_hi;
-  const int chunk_cols = chunk.col_hi - chunk.col_lo;
-  for (int y = row_lo; y < row_hi; ++y) {
-    const int row = (y - chunk.row_lo) * chunk_cols - chunk.col_lo;
-    if (y >= ring.inner_row_lo && y < ring.inner_row_hi) {
-      const int left_hi = col_hi < ring.inner_col_lo ? col_hi : ring.inner_col_lo;
-      const int right_lo = col_lo > ring.inner_col_hi ? col_lo : ring.inner_col_hi;
-      if (col_lo < left_hi) visit(row + col_lo, row + left_hi);
-      if (right_lo < col_hi) visit(row + right_lo, row + col_hi);
-    } else if (col_lo < col_hi) {
-      visit(row + col_lo, row + col_hi);
-    }
-  }
-}
-
-// Neighbouring bands, read from shared memory in as few loads as the alignment allows.
-template <class T, int Tile>
-struct alignas(sizeof(T) * Tile) Bands {
-  T value[Tile];
-};
 
 // The second launch bound keeps ptxas from spilling registers for more blocks at a time.
-template <class T, int Tile, bool Masked>
-__global__ void __launch_bounds__(block_threads, 1) window_statistics(WindowParameters<T> p) {
+template <class T, int Side>
+__global__ void __launch_bounds__(max_threads, 1) window_maps(MapParameters<T> p) {
   const LocalCovarianceLaunch<T>& a = p.a;
-  unsigned char* shared = simt::dynamic_shared<unsigned char>();
-  T* means = reinterpret_cast<T*>(shared);                         // pixel, slot
-  T* references = reinterpret_cast<T*>(shared + p.references_at);  // pixel, slot
-  int* counts = reinterpret_cast<int*>(shared + p.counts_at);      // pixel; -1: the window is bad
-  std::uint8_t* states = shared + p.states_at;                     // chunk row, chunk column
-  T* values = reinterpret_cast<T*>(shared + p.chunk_at);           // chunk row, chunk column, slot
-  T* results = values;                                             // pixel, band of A, band of B
-  const T nan = simt::nan<T>;
-
-  const int thread = static_cast<int>(threadIdx.x);
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int warp = thread / warp_lanes, lane = thread % warp_lanes;
   const int rows = static_cast<int>(a.rows), cols = static_cast<int>(a.cols);
-  const BandPair<Tile> bands(static_cast<int>(blockIdx.y), a.bands, p.band_block);
-  const int slots = bands.slots();
-  const int first_row = static_cast<int>(blockIdx.x / p.col_tiles) * p.tile_rows;
-  const int first_col = static_cast<int>(blockIdx.x % p.col_tiles) * p.tile_cols;
-  const int tile_rows = rows - first_row < p.tile_rows ? rows - first_row : p.tile_rows;
-  const int tile_cols = cols - first_col < p.tile_cols ? cols - first_col : p.tile_cols;
-  const int pixels = tile_rows * tile_cols;
-  const int outer = p.window.outer, inner = p.window.inner;
 
-  const auto ring_of = [&](int pixel) {
-    const int y = first_row + pixel / tile_cols, x = first_col + pixel % tile_cols;
-    Ring ring;
-    ring.row_lo = window_start(y, rows, outer, a.border);
-    ring.row_hi = ring.row_lo + outer;
-    ring.col_lo = window_start(x, cols, outer, a.border);
-    ring.col_hi = ring.col_lo + outer;
-    ring.inner_row_lo = window_start(y, rows, inner, a.border);
-    ring.inner_row_hi = ring.inner_row_lo + inner;
-    ring.inner_col_lo = window_start(x, cols, inner, a.border);
-    ring.inner_col_hi = ring.inner_col_lo + inner;
-    return ring;
-  };
-  const int union_row_lo = window_start(first_row, rows, outer, a.border);
-  const int union_row_hi = window_start(first_row + tile_rows - 1, rows, outer, a.border) + outer;
-  const int union_col_lo = window_start(first_col, cols, outer, a.border);
-  const int union_col_hi = window_start(first_col + tile_cols - 1, cols, outer, a.border) + outer;
-  const bool one_chunk =
-      union_row_hi - union_row_lo <= p.chunk_rows && union_col_hi - union_col_lo <= p.chunk_cols;
+  // Blocks of the same pixels are neighbours, so that these come from the second-level cache.
+  std::int64_t index = blockIdx.x;
+  const int scale = p.first_window + static_cast<int>(index % p.window_count);
+  const Window window = p.windows[index % p.window_count];
+  index /= p.window_count;
+  const ChannelPair<Side> channels(static_cast<int>(index % p.pairs), p.channels);
+  index /= p.pairs;
+  const int first_col = static_cast<int>(index % p.strips) * strip_columns;
+  const int first_row = static_cast<int>(index / p.strips) * p.segment_rows;
+  const int end_row = first_row + p.segment_rows < rows ? first_row + p.segment_rows : rows;
+  const int columns = cols - first_col < strip_columns ? cols - first_col : strip_columns;
 
-  // Brings in one chunk after the other and calls work(chunk) on each.
-  const auto over_chunks = [&](bool load, auto work) {
-    for (int y = union_row_lo; y < union_row_hi; y += p.chunk_rows) {
-      for (int x = union_col_lo; x < union_col_hi; x += p.chunk_cols) {
-        const Chunk chunk{y, y + p.chunk_rows < union_row_hi ? y + p.chunk_rows : union_row_hi, x,
-                          x + p.chunk_cols < union_col_hi ? x + p.chunk_cols : union_col_hi};
-        if (load) {
-          __syncthreads();
-          load_chunk(p, bands, chunk, values, states);
-          chunk_barrier();
+  const int quads = channels.quads(), slots = quads * Side;
+  const int pitch = p.pitch;
+  double* staged = simt::dynamic_shared<double>();  // outer and inner, enter and leave; quad; column
+  unsigned char* bytes = simt::dynamic_shared<unsigned char>();
+  double* sums = reinterpret_cast<double*>(bytes + p.sums_at);     // slot, column
+  double* origins = sums + 2 * block_channels * strip_columns;     // slot
+  int* counts = reinterpret_cast<int*>(bytes + p.counts_at);       // column; -1: the window is bad
+  std::uint8_t* states = bytes + p.states_at;                      // row, column
+
+  const int col_lo = window_start(first_col, cols, window.outer, a.border);
+  const int col_hi =
+      window_start(first_col + columns - 1, cols, window.outer, a.border) + window.outer;
+  const int row_lo = window_start(first_row, rows, window.outer, a.border);
+  const int row_hi = window_start(end_row - 1, rows, window.outer, a.border) + window.outer;
+  for (int slot = warp; slot < slots; slot += threads / warp_lanes) {
+    const int channel = channels.channel(slot);
+    const double origin = a.center && channel >= 0
+                              ? find_origin(a, channel, row_lo, row_hi, col_lo, col_hi)
+                              : 0.0;
+    if (lane == 0) origins[slot] = origin;
+  }
+  __syncthreads();
+
+  // Brings row `row` of the windows into place `place` of the staged rows, as float64 less the
+  // origin; pixels that are no samples as zeros.
+  const auto stage = [&](int place, int row) {
+    const std::int64_t y = mirrored(row, rows);
+    double* to = staged + static_cast<std::int64_t>(place) * quads * pitch;
+    for (int u = thread; u < col_hi - col_lo; u += threads) {
+      const int x = halo_column(mirrored(col_lo + u, cols), cols);
+      const T* values = a.image + y * a.row_stride + x * a.col_stride;
+      int state = usable;
+      if (a.pixel_states != nullptr) {
+        state = a.pixel_states[y * a.cols + x];
+      } else if (is_left_out(a, y, x)) {
+        state = masked;
+      } else {
+        for (int c = 0; c < p.channels; ++c) {
+          if (!is_finite(values[channel_offset(a, c)])) state = non_finite;
         }
-        work(chunk);
+      }
+      states[place * p.width + u] = static_cast<std::uint8_t>(state);
+      for (int slot = 0; slot < slots; ++slot) {
+        const int channel = channels.channel(slot);
+        const bool present = state == usable && channel >= 0;
+        to[slot / Side * pitch + u * Side + u / lane_columns * quad_gap<Side> + slot % Side] =
+            present ? static_cast<double>(values[channel_offset(a, channel)]) - origins[slot] : 0.0;
       }
     }
   };
 
-  // Means. A thread keeps the same (pixel, slot) items in every chunk, so it alone touches their
-  // sums; the slot behind the bands counts the samples. Sums are taken from the window's first
-  // sample: exact for a constant band, and free of cancellation at a large offset.
-  const int items = pixels * (slots + 1);
-  for (int i = thread; i < items; i += block_threads) {
-    const int pixel = i / (slots + 1), slot = i % (slots + 1);
-    if (slot == slots) {
-      const int y = first_row + pixel / tile_cols, x = first_col + pixel % tile_cols;
-      const int half = outer / 2;
-      const bool whole = y >= half && y + half < rows && x >= half && x + half < cols;
-      counts[pixel] = a.border == Border::valid && !whole ? -1 : 0;
-    } else {
-      means[pixel * p.band_pitch + slot] = T(0);
-      references[pixel * p.band_pitch + slot] = nan;
-    }
-  }
-  over_chunks(true, [&](const Chunk& chunk) {
-    for (int i = thread; i < items; i += block_threads) {
-      const int pixel = i / (slots + 1), slot = i % (slots + 1);
-      const Ring ring = ring_of(pixel);
-      if (slot == slots) {
-        int count = 0;
-        bool bad = counts[pixel] < 0;
-        visit_runs(ring, chunk, [&](int cell, int end) {
-          for (; cell < end; ++cell) {
-            count += states[cell] == usable;
-            bad = bad || states[cell] == non_finite;
-          }
-        });
-        counts[pixel] = bad ? -1 : counts[pixel] + count;
-        continue;
-      }
-      T reference = references[pixel * p.band_pitch + slot];
-      T sum = means[pixel * p.band_pitch + slot];
-      visit_runs(ring, chunk, [&](int cell, int end) {
-        T partial = T(0);
-        for (; cell < end; ++cell) {
-          if (Masked && states[cell] != usable) continue;
-          const T value = values[cell * p.band_pitch + slot];
-          if (reference != reference) reference = value;
-          partial += value - reference;
-        }
-        sum += partial;
-      });
-      references[pixel * p.band_pitch + slot] = reference;
-      means[pixel * p.band_pitch + slot] = sum;
-    }
-  });
-  __syncthreads();
-  for (int i = thread; i < items; i += block_threads) {
-    const int pixel = i / (slots + 1), slot = i % (slots + 1);
-    if (slot == slots) continue;
-    const int at = pixel * p.band_pitch + slot;
-    const int count = counts[pixel];
-    means[at] = count > 0 ? references[at] + means[at] / static_cast<T>(count) : nan;
-  }
-  __syncthreads();
-
-  // Centred products: one (pixel, tile of band pairs) per thread.
-  const int tiles_a = bands.slots_a / Tile, tiles_b = bands.slots_b / Tile;
-  const int tiles = bands.diagonal ? tiles_a * (tiles_a + 1) / 2 : tiles_a * tiles_b;
-  const bool active = thread < pixels * tiles;
-  const int pixel = active ? thread / tiles : 0;
-  int tile_a = 0, tile_b = active ? thread % tiles : 0;
-  if (bands.diagonal) {
-    while (tile_b > tile_a) tile_b -= ++tile_a;
+  // What this warp sums: a tile of products, or behind these the channels of A or of B.
+  const int tiles = channels.tiles();
+  const bool of_products = warp < tiles;
+  const bool of_first = warp == tiles;
+  const bool of_second = warp == tiles + 1 && !channels.diagonal;
+  int quad_a = 0, quad_b = of_products ? warp : 0;
+  if (channels.diagonal) {
+    while (quad_b > quad_a) quad_b -= ++quad_a;
   } else {
-    tile_a = tile_b / tiles_b;
-    tile_b %= tiles_b;
+    quad_a = quad_b / channels.quads_b;
+    quad_b %= channels.quads_b;
   }
-  const int slot_a = tile_a * Tile;
-  const int slot_b = tile_b * Tile + (bands.diagonal ? 0 : bands.slots_a);
-  const Ring ring = ring_of(pixel);
-  using Vector = Bands<T, Tile>;
-  const Vector mean_a = *reinterpret_cast<const Vector*>(means + pixel * p.band_pitch + slot_a);
-  const Vector mean_b = *reinterpret_cast<const Vector*>(means + pixel * p.band_pitch + slot_b);
-  T product[Tile][Tile] = {};
-  T sum_a[Tile] = {};
-  T sum_b[Tile] = {};
-  over_chunks(!one_chunk, [&](const Chunk& chunk) {
-    if (!active) return;
-    visit_runs(ring, chunk, [&](int cell, int end) {
-      T partial[Tile][Tile] = {};
-      for (; cell < end; ++cell) {
-        if (Masked && states[cell] != usable) continue;
-        const T* at = values + cell * p.band_pitch;
-        Vector da = *reinterpret_cast<const Vector*>(at + slot_a);
-        Vector db = *reinterpret_cast<const Vector*>(at + slot_b);
+  const bool on_diagonal = channels.diagonal && quad_a == quad_b;
+  const int staged_b = channels.diagonal ? quad_b : channels.quads_a + quad_b;
+  const int first_quad = of_second ? channels.quads_a : 0;
+  const int own_quads = of_second ? channels.quads_b : channels.quads_a;
+
+  // Columns behind the strip repeat its last one.
+  int outer_starts[lane_columns], inner_starts[lane_columns];
   MAHAL_UNROLL
-        for (int i = 0; i < Tile; ++i) {
-          da.value[i] -= mean_a.value[i];
-          db.value[i] -= mean_b.value[i];
-          sum_a[i] += da.value[i];
-          sum_b[i] += db.value[i];
-        }
-        MAHAL_UNROLL
-        for (int i = 0; i < Tile; ++i) {
-          MAHAL_UNROLL
-          for (int j = 0; j < Tile; ++j) partial[i][j] += da.value[i] * db.value[j];
-        }
-      }
-      MAHAL_UNROLL
-      for (int i = 0; i < Tile; ++i) {
-        MAHAL_UNROLL
-        for (int j = 0; j < Tile; ++j) product[i][j] += partial[i][j];
-      }
-    });
-  });
-  __syncthreads();
+  for (int k = 0; k < lane_columns; ++k) {
+    const int column = lane * lane_columns + k;
+    const int x = first_col + (column < columns ? column : columns - 1);
+    outer_starts[k] = window_start(x, cols, window.outer, a.border) - col_lo;
+    inner_starts[k] = window_start(x, cols, window.inner, a.border) - col_lo;
+  }
 
-  // Results go through shared memory, over the chunk, so that global memory is written in order.
-  const int pitch = p.band_block + 1;
-  if (active) {
-    const int count = counts[pixel];
-    const T n = static_cast<T>(count);
+  LaneSums<Side> own = {};
+  // Adds a staged row to the window sums, or takes it away.
+  const auto move = [&](int place, double scale) {
+    const bool inner = place >= inner_enter;
+    const int side = inner ? window.inner : window.outer;
+    const double* values = staged + static_cast<std::int64_t>(place) * quads * pitch;
+    int starts[lane_columns];
     MAHAL_UNROLL
-    for (int i = 0; i < Tile; ++i) {
-      MAHAL_UNROLL
-      for (int j = 0; j < Tile; ++j) {
-        const int band_a = slot_a + i, band_b = tile_b * Tile + j;
-        if (band_a >= bands.count_a || band_b >= bands.count_b) continue;
-        const T covariance = count > a.ddof ? (product[i][j] - sum_a[i] * (sum_b[j] / n)) /
-                                                  static_cast<T>(count - a.ddof)
-                                            : nan;
-        // A tile on the diagonal holds both halves, which need not be equal to the last bit.
-        if (bands.diagonal && band_b > band_a) continue;
-        results[(pixel * p.band_block + band_a) * pitch + band_b] = covariance;
-        if (bands.diagonal) results[(pixel * p.band_block + band_b) * pitch + band_a] = covariance;
-      }
-      if (bands.diagonal && tile_a == tile_b) {
-        means[pixel * p.band_pitch + slot_a + i] = mean_a.value[i] + sum_a[i] / n;
-      }
+    for (int k = 0; k < lane_columns; ++k) starts[k] = inner ? inner_starts[k] : outer_starts[k];
+    if (of_products && on_diagonal) {
+      add_products<Side, true>(own, values + quad_a * pitch, nullptr, starts, side, scale);
+    } else if (of_products) {
+      add_products<Side, false>(own, values + quad_a * pitch, values + staged_b * pitch, starts,
+                                side, scale);
+    } else if (of_first || of_second) {
+      const Row row{values + first_quad * pitch, states + place * p.width};
+      add_channels<Side>(own, row, own_quads, pitch, starts, side, scale);
     }
-  }
-  __syncthreads();
-  const auto output_pixel = [&](int local) {
-    const std::int64_t y = first_row + local / tile_cols, x = first_col + local % tile_cols;
-    return (y * a.cols + x) * a.window_count + p.scale;
   };
-  const int pairs = bands.count_a * bands.count_b;
-  for (int e = thread; e < pixels * pairs; e += block_threads) {
-    const int local = e / pairs, i = e % pairs / bands.count_b, j = e % pairs % bands.count_b;
-    a.covariance[(output_pixel(local) * a.bands + bands.first_a + i) * a.bands + bands.first_b +
-                 j] = results[(local * p.band_block + i) * pitch + j];
-  }
-  if (bands.diagonal) {
-    for (int e = thread; e < pixels * bands.count_a; e += block_threads) {
-      const int local = e / bands.count_a, i = e % bands.count_a;
-      a.mean[output_pixel(local) * a.bands + bands.first_a + i] = means[local * p.band_pitch + i];
+
+  // Results lie over the staged rows: per column, pixels of equal place in their lane together.
+  T* results = reinterpret_cast<T*>(bytes);
+  const int parts = a.complex ? 2 : 1;
+  const int rows_a = channels.count_a / parts, cols_b = channels.count_b / parts;
+  const int entries = rows_a * cols_b * parts;
+  const int result_pitch = (entries + block_channels) | 1;  // odd: lanes use different banks
+  const auto result_of = [&](int column) {
+    return results + (column % lane_columns * warp_lanes + column / lane_columns) * result_pitch;
+  };
+
+  int outer_row = row_lo, inner_row = window_start(first_row, rows, window.inner, a.border);
+  for (int y = first_row; y < end_row; ++y) {
+    // The first windows are built row by row, the others move by a row or stay.
+    const int next_outer = window_start(y, rows, window.outer, a.border);
+    const int next_inner = window_start(y, rows, window.inner, a.border);
+    const bool fresh = y == first_row;
+    const int steps = fresh ? window.outer : 1;
+    for (int step = 0; step < steps; ++step) {
+      const bool outer_moves = fresh || next_outer != outer_row;
+      const bool inner_moves = fresh ? step < window.inner
+                                     : window.inner > 0 && next_inner != inner_row;
+      if (!outer_moves && !inner_moves) continue;
+      __syncthreads();
+      if (outer_moves) stage(outer_enter, fresh ? row_lo + step : next_outer + window.outer - 1);
+      if (outer_moves && !fresh) stage(outer_leave, outer_row);
+      if (inner_moves) {
+        stage(inner_enter, fresh ? next_inner + step : next_inner + window.inner - 1);
+      }
+      if (inner_moves && !fresh) stage(inner_leave, inner_row);
+      row_barrier();
+      for (int place = outer_enter; place <= inner_leave; ++place) {
+        const bool leaves = place == outer_leave || place == inner_leave;
+        if (place >= inner_enter ? !inner_moves : !outer_moves) continue;
+        if (leaves && fresh) continue;
+        move(place, leaves == (place >= inner_enter) ? 1.0 : -1.0);
+      }
     }
-  } else {
-    for (int e = thread; e < pixels * pairs; e += block_threads) {
-      const int local = e / pairs, j = e % pairs / bands.count_a, i = e % pairs % bands.count_a;
-      a.covariance[(output_pixel(local) * a.bands + bands.first_b + j) * a.bands + bands.first_a +
-                   i] = results[(local * p.band_block + i) * pitch + j];
+    outer_row = next_outer;
+    inner_row = next_inner;
+
+    if (of_first || of_second) {
+      const int half = window.outer / 2;
+      MAHAL_UNROLL
+      for (int k = 0; k < lane_columns; ++k) {
+        const int column = lane * lane_columns + k, x = first_col + column;
+        const bool whole = y >= half && y + half < rows && x >= half && x + half < cols;
+        if (of_first) {
+          counts[column] = own.bad[k] > 0 || (a.border == Border::valid && !whole) ? -1
+                                                                                   : own.count[k];
+        }
+        MAHAL_UNROLL
+        for (int c = 0; c < block_channels; ++c) {
+          if (c < own_quads * Side) {
+            sums[((first_quad * Side + c) * lane_columns + k) * warp_lanes + lane] =
+                own.value[k][c];
+          }
+        }
+      }
     }
+    __syncthreads();
+
+    const T nan = simt::nan<T>;
+    MAHAL_UNROLL
+    for (int k = 0; k < lane_columns; ++k) {
+      const int column = lane * lane_columns + k;
+      const int count = counts[column];
+      T* result = result_of(column);
+      const auto sum = [&](int slot) {
+        return sums[(slot * lane_columns + k) * warp_lanes + lane];
+      };
+      if (of_first) {
+        for (int c = 0; c < channels.count_a; ++c) {
+          const double mean = a.center ? origins[c] + sum(c) / count : 0.0;
+          result[entries + c] = count > 0 ? static_cast<T>(mean) : nan;
+        }
+      }
+      if (!of_products) continue;
+      const bool divisible = count > a.ddof;
+      const double inverse = 1.0 / (count - a.ddof);
+      const double correction = a.center ? 1.0 / count : 0.0;
+      double products[Side][Side];
+      MAHAL_UNROLL
+      for (int i = 0; i < Side; ++i) {
+        MAHAL_UNROLL
+        for (int j = 0; j < Side; ++j) {
+          if (on_diagonal && j > i) continue;
+          const double without_mean = own.value[k][i * Side + j] -
+                                      correction * sum(quad_a * Side + i) *
+                                          sum(staged_b * Side + j);
+          products[i][j] = inverse * without_mean;
+          // Rounding must not make a variance negative.
+          if (on_diagonal && i == j && without_mean < 0) products[i][j] = 0;
+        }
+      }
+      const int r0 = quad_a * Side, c0 = quad_b * Side;
+      if constexpr (Side > 1) {
+        if (a.complex) {
+          MAHAL_UNROLL
+          for (int i = 0; i < Side; i += 2) {
+            MAHAL_UNROLL
+            for (int j = 0; j < Side; j += 2) {
+              if (on_diagonal && j > i) continue;
+              const int r = (r0 + i) / 2, c = (c0 + j) / 2;
+              if (r >= rows_a || c >= cols_b) continue;
+              const bool real = on_diagonal && i == j;
+              const T re = divisible ? static_cast<T>(products[i][j] + products[i + 1][j + 1]) : nan;
+              const T im = !divisible ? nan
+                           : real     ? T(0)
+                                      : static_cast<T>(products[i + 1][j] - products[i][j + 1]);
+              result[(r * cols_b + c) * 2] = re;
+              result[(r * cols_b + c) * 2 + 1] = im;
+              if (channels.diagonal && !real) {
+                result[(c * cols_b + r) * 2] = re;
+                result[(c * cols_b + r) * 2 + 1] = -im;
+              }
+            }
+          }
+          continue;
+        }
+      }
+      MAHAL_UNROLL
+      for (int i = 0; i < Side; ++i) {
+        MAHAL_UNROLL
+        for (int j = 0; j < Side; ++j) {
+          const int r = r0 + i, c = c0 + j;
+          if ((on_diagonal && j > i) || r >= rows_a || c >= cols_b) continue;
+          const T covariance = divisible ? static_cast<T>(products[i][j]) : nan;
+          result[r * cols_b + c] = covariance;
+          if (channels.diagonal) result[c * cols_b + r] = covariance;
+        }
+      }
+    }
+    __syncthreads();
+
+    const std::int64_t matrix = std::int64_t{p.channels} * a.bands;
+    const std::int64_t map = std::int64_t{y} * a.cols * a.window_count + scale;
+    const auto output_pixel = [&](int column) {
+      return map + static_cast<std::int64_t>(first_col + column) * a.window_count;
+    };
+    constexpr int wide = 16 / sizeof(T);
+    if (p.pairs == 1 && p.aligned) {
+      // Whole matrices, past the caches: nothing reads them back.
+      const int chunks = entries / wide;
+      for (int e = thread; e < columns * chunks; e += threads) {
+        const int column = e / chunks, first = e % chunks * wide;
+        const T* from = result_of(column) + first;
+        simt::Chunk<T> chunk;
+        MAHAL_UNROLL
+        for (int i = 0; i < wide; ++i) chunk.value[i] = from[i];
+        simt::store_streaming(a.covariance + output_pixel(column) * matrix + first, chunk);
+      }
+    } else {
+      for (int e = thread; e < columns * entries; e += threads) {
+        const int column = e / entries, at = e % entries;
+        const int part = at % parts, r = at / parts / cols_b, c = at / parts % cols_b;
+        const T value = result_of(column)[at];
+        T* covariance = a.covariance + output_pixel(column) * matrix;
+        covariance[((channels.first_a / parts + r) * std::int64_t{a.bands} +
+                    channels.first_b / parts + c) * parts + part] = value;
+      }
+      if (!channels.diagonal) {
+        for (int e = thread; e < columns * entries; e += threads) {
+          const int column = e / entries, at = e % entries;
+          const int part = at % parts, c = at / parts / rows_a, r = at / parts % rows_a;
+          const T value = result_of(column)[(r * cols_b + c) * parts + part];
+          T* covariance = a.covariance + output_pixel(column) * matrix;
+          covariance[((channels.first_b / parts + c) * std::int64_t{a.bands} +
+                      channels.first_a / parts + r) * parts + part] = part == 1 ? -value : value;
+        }
+      }
+    }
+    if (channels.diagonal) {
+      for (int e = thread; e < columns * channels.count_a; e += threads) {
+        const int column = e / channels.count_a, c = e % channels.count_a;
+        a.mean[output_pixel(column) * p.channels + channels.first_a + c] =
+            result_of(column)[entries + c];
+      }
+    }
+    // The next row is staged over the results.
   }
 }
 
 constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 constexpr unsigned aligned(std::size_t bytes) {
-  return static_cast<unsigned>((bytes + 31) / 32 * 32);
+  return static_cast<unsigned>((bytes + 15) / 16 * 16);
 }
 
-template <class T, int Tile>
-void launch_window(const LocalCovarianceLaunch<T>& a, int scale, std::uintptr_t stream) {
-  WindowParameters<T> p{};
-  p.a = a;
-  p.scale = scale;
-  p.window = a.windows[scale];
-  p.band_block = std::min(a.bands, max_band_block);
-  const int blocks = static_cast<int>(divide_up(a.bands, p.band_block));
-  const int block_slots = static_cast<int>(divide_up(p.band_block, Tile)) * Tile;
-  const int block_tiles = block_slots / Tile;
-  const int tiles = blocks == 1 ? block_tiles * (block_tiles + 1) / 2 : block_tiles * block_tiles;
-  p.band_pitch = blocks == 1 ? block_slots : 2 * block_slots;
-  // Neighbouring columns in different banks.
-  if (p.band_pitch * sizeof(T) % 128 == 0) p.band_pitch += Tile;
-
-  const auto per_pixel = [&](int pixels) {
-    return std::size_t{2} * aligned(sizeof(T) * p.band_pitch * pixels) +
-           aligned(sizeof(int) * pixels);
+template <class T, int Side>
+void launch_windows(MapParameters<T> p, std::uintptr_t stream) {
+  const LocalCovarianceLaunch<T>& a = p.a;
+  const int blocks = static_cast<int>(divide_up(p.channels, block_channels));
+  p.pairs = blocks * (blocks + 1) / 2;
+  p.strips = static_cast<int>(divide_up(a.cols, strip_columns));
+  int outer = 0;
+  bool dual = false;
+  for (int k = 0; k < p.window_count; ++k) {
+    outer = std::max(outer, p.windows[k].outer);
+    dual = dual || p.windows[k].inner > 0;
+  }
+  // A start costs as much as moving down by half the window: long segments, but enough blocks.
+  p.segment_rows = 64;
+  const auto grid = [&] {
+    return divide_up(a.rows, p.segment_rows) * p.strips * p.pairs * p.window_count;
   };
-  const auto results = [&](int pixels) {
-    return sizeof(T) * pixels * p.band_block * (p.band_block + 1);
-  };
-  int pixels = block_threads / tiles;
-  while (pixels > 1 && per_pixel(pixels) + results(pixels) + 32 > shared_budget) --pixels;
-  p.tile_cols = static_cast<int>(std::min<std::int64_t>(a.cols, std::min(pixels, 16)));
-  p.tile_rows = static_cast<int>(std::min<std::int64_t>(a.rows, pixels / p.tile_cols));
-  pixels = p.tile_cols * p.tile_rows;
-  p.col_tiles = static_cast<int>(divide_up(a.cols, p.tile_cols));
-  const std::int64_t row_tiles = divide_up(a.rows, p.tile_rows);
+  while (p.segment_rows > 16 && grid() < 1024) p.segment_rows /= 2;
 
-  const int union_rows = p.tile_rows + p.window.outer - 1;
-  const int union_cols = p.tile_cols + p.window.outer - 1;
-  const std::size_t cell_bytes = sizeof(T) * p.band_pitch + 1;
-  const int cells = static_cast<int>((shared_budget - per_pixel(pixels) - 32) / cell_bytes);
-  p.chunk_cols = std::min(union_cols, cells);
-  p.chunk_rows = std::min(union_rows, cells / p.chunk_cols);
-  p.references_at = aligned(sizeof(T) * p.band_pitch * pixels);
-  p.counts_at = 2 * p.references_at;
-  p.states_at = p.counts_at + aligned(sizeof(int) * pixels);
-  p.chunk_at = p.states_at + aligned(std::size_t{1} * p.chunk_rows * p.chunk_cols);
-  const std::size_t chunk_bytes = sizeof(T) * p.chunk_rows * p.chunk_cols * p.band_pitch;
-  const std::size_t shared = p.chunk_at + std::max(chunk_bytes, results(pixels));
-
-  simt::launch(
-      "local_covariance",
-      a.mask == nullptr ? window_statistics<T, Tile, false> : window_statistics<T, Tile, true>,
-      dim3(static_cast<unsigned>(p.col_tiles * row_tiles),
-           static_cast<unsigned>(blocks * (blocks + 1) / 2)),
-      dim3(block_threads), shared, stream, p);
+  const int quads = p.pairs > 1 ? 2 * block_channels / Side
+                                : static_cast<int>(divide_up(p.channels, Side));
+  p.width = static_cast<int>(std::min<std::int64_t>(a.cols, strip_columns)) + outer - 1;
+  p.pitch = (p.width * Side + p.width / lane_columns * quad_gap<Side> + 2) / 2 * 2;
+  const int places = dual ? 4 : 2;
+  const std::size_t staged = sizeof(double) * places * quads * p.pitch;
+  const int most = std::min(p.channels, block_channels);
+  const int entries = most * most / (a.complex ? 2 : 1);
+  const std::size_t results = sizeof(T) * strip_columns * ((entries + block_channels) | 1);
+  p.sums_at = aligned(std::max(staged, results));
+  p.counts_at = p.sums_at + static_cast<unsigned>(sizeof(double)) * 2 * block_channels * (strip_columns + 1);
+  p.states_at = p.counts_at + static_cast<unsigned>(sizeof(int)) * strip_columns;
+  const std::size_t shared = p.states_at + aligned(std::size_t{1} * places * p.width);
+  if (shared > simt::shared_limit(op)) {
+    throw_device_error(op, "window",
+                       "the CUDA kernels cover windows whose rows fit into the shared memory of a "
+                       "block (" + std::to_string(simt::shared_limit(op)) + " bytes)",
+                       std::to_string(outer) + ", which takes " + std::to_string(shared));
+  }
+  if (grid() > 0x7FFFFFFF) {
+    throw_device_error(op, "image", "the CUDA kernels cover up to 2^31 - 1 blocks of a launch",
+                       std::to_string(grid()));
+  }
+  p.aligned = entries * sizeof(T) % 16 == 0 &&
+              reinterpret_cast<std::uintptr_t>(a.covariance) % 16 == 0;
+  // Tiles of products, and one or two warps for the sums of the channels.
+  const int warps = p.pairs > 1 ? max_threads / warp_lanes : quads * (quads + 1) / 2 + 1;
+  simt::launch(op, window_maps<T, Side>, dim3(static_cast<unsigned>(grid())),
+               dim3(static_cast<unsigned>(warps * warp_lanes)), shared, stream, p);
 }
 
 template <class T>
 void launch_all(const LocalCovarianceLaunch<T>& a, std::uintptr_t stream) {
-  if (a.rows == 0 || a.cols == 0) return;
-  const int lanes = a.band_stride == 1 && a.bands >= 8 ? 8 : 1;
-  simt::launch("local_covariance", pixel_states<T>,
-               dim3(static_cast<unsigned>(divide_up(a.rows * a.cols * lanes, block_threads))),
-               dim3(block_threads), 0, stream, StateParameters<T>{a, lanes});
-  for (int scale = 0; scale < a.window_count; ++scale) {
-    if (a.bands < 4) {
-      launch_window<T, 1>(a, scale, stream);
+  if (a.rows == 0 || a.cols == 0 || a.window_count == 0) return;
+  MapParameters<T> p{};
+  p.a = a;
+  p.channels = a.bands * (a.complex ? 2 : 1);
+  if (p.channels <= block_channels) {
+    p.a.pixel_states = nullptr;
+  } else {
+    const int lanes = a.band_stride == (a.complex ? 2 : 1) ? 8 : 1;
+    const std::int64_t blocks = divide_up(a.rows * a.cols * lanes, state_threads);
+    simt::launch(op, pixel_states<T>, dim3(static_cast<unsigned>(blocks)), dim3(state_threads), 0,
+                 stream, StateParameters<T>{a, lanes});
+  }
+  for (int first = 0; first < a.window_count; first += max_windows) {
+    p.first_window = first;
+    p.window_count = std::min(a.window_count - first, max_windows);
+    std::copy_n(a.windows + first, p.window_count, p.windows);
+    if (p.channels == 1) {
+      launch_windows<T, 1>(p, stream);
+    } else if (p.channels == 2) {
+      launch_windows<T, 2>(p, stream);
     } else {
-      launch_window<T, 4>(a, scale, stream);
+      launch_windows<T, 4>(p, stream);
     }
   }
 }

@@ -9,7 +9,8 @@
 
 namespace mahal {
 
-// Strides are in elements and may have any sign. The outputs are contiguous:
+// Strides are in elements of T and may have any sign; complex bands are pairs of neighbours in
+// memory. The outputs are contiguous:
 //   mean        rows x cols x window_count x bands
 //   covariance  rows x cols x window_count x bands x bands
 // A window that holds an unmasked non-finite pixel gives NaN in both; one without any sample gives
@@ -19,7 +20,8 @@ template <class T>
 struct LocalCovarianceLaunch {
   const T* image = nullptr;
   std::int64_t rows = 0, cols = 0;
-  int bands = 0;  // 1 .. 256
+  int bands = 0;
+  bool complex = false;
   std::int64_t row_stride = 0, col_stride = 0, band_stride = 0;
 
   const std::uint8_t* mask = nullptr;  // nonzero: use the pixel; nullptr: use all
@@ -29,6 +31,7 @@ struct LocalCovarianceLaunch {
   int window_count = 0;
   Border border = Border::shift;
   int ddof = 1;
+  bool center = true;  // false: zero mean assumed
 
   T* mean = nullptr;
   T* covariance = nullptr;

@@ -507,7 +507,8 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 // One window by plain loops in long double against the kernel's result. Returns what is wrong.
 template <class T>
 std::string compare_window(const Case& c, Image<T>& image, const std::vector<std::uint8_t>& mask,
-                           const Window& window, int y, int x, const T* mean, const T* covariance) {
+                           const Window& window, int y, int x, const std::vector<Long>& range,
+                           const T* mean, const T* covariance) {
   const int oy = start(y, c.rows, window.outer, c.border);
   const int ox = start(x, c.cols, window.outer, c.border);
   const int iy = start(y, c.rows, window.inner, c.border);
@@ -543,8 +544,8 @@ std::string compare_window(const Case& c, Image<T>& image, const std::vector<std
       for (int b = 0; b < c.bands; ++b) spread[b] = std::max(spread[b], std::abs(s[b] - m[b]));
     }
   }
-  // Rows are summed on their own, then the rows: at most 2 w additions in sequence, a few more
-  // roundings for the difference, the product and the division.
+  // The mean and the covariance are rounded once; in float64, where rows are summed on their own
+  // and then the rows, there are 2 w additions in sequence, and a few roundings more.
   const Long unit = std::numeric_limits<T>::epsilon() * Long(2 * window.outer + 8);
   for (int b = 0; b < c.bands; ++b) {
     const Long limit =
@@ -568,8 +569,11 @@ std::string compare_window(const Case& c, Image<T>& image, const std::vector<std
     for (int j = 0; j < c.bands; ++j) {
       const T got = covariance[i * c.bands + j];
       const Long wanted = s[i * c.bands + j];
-      // Cauchy-Schwarz bounds the sum of the magnitudes of the products.
-      const Long limit = unit * std::sqrt(s[i * c.bands + i] * s[j * c.bands + j]);
+      // Cauchy-Schwarz bounds the sum of the magnitudes of the products. Sums in float64 that slide
+      // down the rows keep the rounding errors of what has passed through them.
+      const Long passed_by = std::numeric_limits<double>::epsilon() * Long(window.outer + c.rows) *
+                             range[i] * range[j];
+      const Long limit = unit * std::sqrt(s[i * c.bands + i] * s[j * c.bands + j]) + passed_by;
       if (no_covariance ? !std::isnan(got) : !(std::abs(got - wanted) <= limit)) {
         return "covariance of bands " + std::to_string(i) + ", " + std::to_string(j) + ": got " +
                text(got) + ", wanted " + (no_covariance ? "nan" : text(wanted)) + " within " +
@@ -614,6 +618,19 @@ void test_case(const Case& c) {
     image.at(c.rows / 3, c.cols / 2, c.bands / 2) = std::numeric_limits<T>::infinity();
     mask[c.cols / 2 * c.rows + c.rows / 3] = 1;
   }
+  std::vector<Long> range(c.bands, 0);
+  for (int b = 0; b < c.bands; ++b) {
+    Long lowest = std::numeric_limits<Long>::infinity(), highest = -lowest;
+    for (int y = 0; y < c.rows; ++y) {
+      for (int x = 0; x < c.cols; ++x) {
+        const Long value = image.at(y, x, b);
+        if (!std::isfinite(value)) continue;
+        lowest = std::min(lowest, value);
+        highest = std::max(highest, value);
+      }
+    }
+    if (lowest <= highest) range[b] = highest - lowest;
+  }
   const Outputs<T> out = run(c, image, mask);
   std::string wrong;
   int wrong_windows = 0;
@@ -622,8 +639,8 @@ void test_case(const Case& c) {
       for (std::size_t k = 0; k < c.windows.size(); ++k) {
         const std::size_t at = (std::size_t{1} * y * c.cols + x) * c.windows.size() + k;
         const T* covariance = &out.covariance[at * c.bands * c.bands];
-        const std::string message =
-            compare_window(c, image, mask, c.windows[k], y, x, &out.mean[at * c.bands], covariance);
+        const std::string message = compare_window(c, image, mask, c.windows[k], y, x, range,
+                                                   &out.mean[at * c.bands], covariance);
         if (message.empty()) continue;
         if (wrong_windows++ == 0) {
           wrong = " at (" + std::to_string(y) + "," + std::to_string(x) + "): " + message;

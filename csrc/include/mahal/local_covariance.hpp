@@ -24,8 +24,7 @@ MAHAL_API std::size_t local_covariance_workspace(const LocalCovarianceParams& pa
 // of the image. NaN where a window holds a value that is not finite or no sample, or, with
 // Border::valid, is not centred on the pixel; the covariance also where a window has no more
 // samples than ddof. Complex images give Hermitian matrices, S_jk the mean of
-// z_j conj(z_k). Sums run in double precision. The CUDA kernels take real images and estimate the
-// mean.
+// z_j conj(z_k). Sums run in double precision.
 MAHAL_API void local_covariance(const LocalCovarianceParams& params, const TensorView& image,
                                 const TensorView& mask, const TensorView& mean,
                                 const TensorView& covariance, const Workspace& workspace,
