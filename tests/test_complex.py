@@ -12,8 +12,6 @@ from mahal.testing import (
     LAYOUTS,
     Case,
     OpSpec,
-    backend,
-    backends,
     random_scene,
     random_spd,
     reference,
@@ -420,14 +418,6 @@ def test_local_scores_do_not_change_under_a_complex_affine_map() -> None:
     samples = image.reshape(-1, 3)[ring]
     direct = mahal.mahalanobis(image[7, 8], *mahal.mean_covariance(samples))
     assert scores[7, 8] == pytest.approx(float(direct), rel=allowed)
-
-
-def test_complex_images_do_not_run_on_the_cuda_kernels() -> None:
-    if "emu" not in backends():
-        pytest.skip("built without the emulator")
-    with backend("emu"):
-        with pytest.raises(RuntimeError, match=r"^cholesky: a: .*, got complex128$"):
-            mahal.cholesky(np.eye(3) + 0j)
 
 
 @pytest.mark.parametrize("center", [True, False])
