@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import mahal
@@ -13,6 +14,7 @@ import pytest
 from mahal.testing import (
     Case,
     OpSpec,
+    backend,
     random_scene,
     random_spd,
     reference,
@@ -188,6 +190,69 @@ CEM = OpSpec(
 @pytest.mark.parametrize("spec", [ACE, FILTER, CEM, COMPLEX_ACE, COMPLEX_FILTER])
 def test_against_the_reference(spec: OpSpec) -> None:
     assert run_op_checks(spec).failures == 0
+
+
+needs_emulator = pytest.mark.skipif(
+    not mahal.info()["emulator"], reason="needs a build with the emulator"
+)
+FEW_LAYOUTS = ("C", "sliced", "negative", "channel_first")
+
+GLOBAL_ACE = replace(
+    ACE,
+    cases=cases_of(
+        [
+            ((12, 15, 4), (2,), {"mask": "random", "signed": True}),
+            ((14, 13, 4), (5,), {"background": "random"}),
+            ((60, 3), (2,), {"covariance": "random", "subspace": True}),
+        ]
+    ),
+)
+GLOBAL_FILTER = replace(
+    FILTER,
+    cases=cases_of(
+        [
+            ((60, 20), (2,), {"mask": "random", "normalized": True}),
+            ((14, 13, 4), (), {"covariance": "random"}),
+        ]
+    ),
+)
+GLOBAL_COMPLEX = replace(
+    COMPLEX_ACE,
+    cases=cases_of(
+        [((12, 15, 3), (2,), {"subspace": True}), ((60, 3), (2,), {"center": False})],
+        circular=True,
+    ),
+)
+GLOBAL_COMPLEX_FILTER = replace(
+    COMPLEX_FILTER, cases=cases_of([((12, 15, 3), (2,), {})], circular=True)
+)
+GLOBAL_CEM = replace(CEM, cases=lambda rng: itertools.islice(cem_cases(rng), 1, 2))
+
+
+@needs_emulator
+@pytest.mark.parametrize(
+    "spec", [GLOBAL_ACE, GLOBAL_FILTER, GLOBAL_COMPLEX, GLOBAL_COMPLEX_FILTER, GLOBAL_CEM]
+)
+def test_global_scores_of_the_cuda_kernels_against_the_reference(spec: OpSpec) -> None:
+    emulated = replace(spec, emulated=True, layouts=FEW_LAYOUTS)
+    run_op_checks(emulated, backends=["emu"], libraries=["numpy"], thread_counts=())
+
+
+@needs_emulator
+@pytest.mark.filterwarnings("ignore::mahal.SingularWarning")
+@pytest.mark.parametrize("bad", [0.0, np.nan])
+def test_targets_without_a_direction_give_nan_on_a_device(bad: float) -> None:
+    image = np.random.default_rng(11).standard_normal((40, 3))
+    targets = np.array([[1.0, 2.0, 3.0], [bad, bad, bad]])
+    want = mahal.ace(image, targets[:1], center=False)
+    with backend("emu"):
+        scores, status = mahal.ace(image, targets, center=False, return_status=True)
+        alone = mahal.ace(image, targets, center=False, subspace=True)
+    assert np.isnan(scores[:, 1]).all()
+    assert np.isnan(alone).all()
+    np.testing.assert_array_equal(status, 2)
+    allowed = tolerance(np.float64, condition=CONDITION, terms=6)
+    np.testing.assert_allclose(scores[:, :1], want, rtol=0, atol=allowed)
 
 
 @pytest.mark.parametrize("name", ["ace", "matched_filter", "cem"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import mahal
@@ -11,6 +13,7 @@ import pytest
 from mahal.testing import (
     Case,
     OpSpec,
+    backend,
     random_scene,
     random_spd,
     reference,
@@ -51,6 +54,105 @@ SPEC = OpSpec(
 
 def test_against_the_reference() -> None:
     assert run_op_checks(SPEC).failures == 0
+
+
+needs_emulator = pytest.mark.skipif(
+    not mahal.info()["emulator"], reason="needs a build with the emulator"
+)
+FEW_LAYOUTS = ("C", "sliced", "negative", "channel_first")
+
+
+def few_cases(rng: np.random.Generator) -> Iterator[Case]:
+    x = random_scene((9, 13, 5), rng)
+    yield Case("mask", (x,), {"mask": rng.random((9, 13)) < 0.5}, terms=117)
+    yield Case("(60, 20)", (random_scene((60, 20), rng),), terms=60)
+    yield Case("ddof 0", (random_scene((4, 5, 2), rng),), {"ddof": 0}, terms=20)
+
+
+@needs_emulator
+def test_the_cuda_kernels_against_the_reference() -> None:
+    spec = replace(SPEC, cases=few_cases, emulated=True, layouts=FEW_LAYOUTS, promoted=())
+    run_op_checks(spec, backends=["emu"], libraries=["numpy"], thread_counts=())
+
+
+def field_scene(shape: tuple[int, ...], circular: bool, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return random_scene(shape, rng, circular=True) if circular else random_scene(shape, rng)
+
+
+@needs_emulator
+@pytest.mark.parametrize("circular", [False, True])
+@pytest.mark.parametrize(
+    ("estimator", "center", "shape"),
+    [
+        ("scm", False, (300, 3)),
+        ("scm", True, (40, 70)),
+        ("loading", True, (9, 30, 5)),
+        ("ledoit_wolf", True, (9, 30, 5)),
+        ("ledoit_wolf", False, (40, 17)),
+        ("oas", True, (40, 17)),
+        ("tyler", True, (300, 3)),
+        ("student_t", False, (60, 20)),
+    ],
+)
+def test_estimators_of_the_cuda_kernels(
+    estimator: str, center: bool, shape: tuple[int, ...], circular: bool
+) -> None:
+    x = field_scene(shape, circular, 4)
+    x.reshape(-1, shape[-1])[0] = np.nan
+    params: dict[str, Any] = {"estimator": estimator, "center": center, "max_iterations": 4}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mahal.ConvergenceWarning)
+        want_mean, want = mahal.mean_covariance(x, **params)
+    with backend("emu"):
+        mean, covariance = mahal.mean_covariance(x, **params)
+    # Steps of a fixed point solve with the estimate before.
+    condition = float(np.linalg.cond(want)) if estimator in ("tyler", "student_t") else 1.0
+    allowed = tolerance(np.float64, condition=condition, terms=x.size // shape[-1])
+    np.testing.assert_allclose(mean, want_mean, rtol=allowed)
+    deviation = np.sqrt(np.diag(want).real)
+    assert (np.abs(covariance - want) <= allowed * np.outer(deviation, deviation)).all()
+
+
+@needs_emulator
+def test_an_iteration_on_a_device_ends_where_it_does_on_the_host() -> None:
+    x = field_scene((200, 3), False, 5)
+    params: dict[str, Any] = {"estimator": "tyler", "tolerance": 0.05, "max_iterations": 9}
+    want = mahal.mean_covariance(x, **params)[1]
+    with backend("emu"):
+        found = mahal.mean_covariance(x, **params)[1]
+    # One step more or less would differ by about the tolerance of the iteration.
+    np.testing.assert_allclose(
+        found, want, rtol=0, atol=tolerance(np.float64, condition=50, terms=200) * want.max()
+    )
+
+
+@needs_emulator
+@pytest.mark.parametrize("estimator", ["scm", "oas", "tyler"])
+def test_what_has_no_estimate_is_nan_on_a_device(estimator: str) -> None:
+    x = np.full((8, 3), np.nan)
+    with backend("emu"):
+        mean, covariance = mahal.mean_covariance(x, estimator=estimator, max_iterations=3)
+    assert np.isnan(mean).all()
+    assert np.isnan(covariance).all()
+
+
+@needs_emulator
+def test_a_subspace_has_no_fixed_point_on_a_device() -> None:
+    x = np.random.default_rng(6).standard_normal((40, 3)) @ np.diag([1.0, 1.0, 0.0])
+    with backend("emu"):
+        assert np.isnan(mahal.mean_covariance(x, estimator="tyler", max_iterations=9)[1]).all()
+
+
+@needs_emulator
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_constant_samples_have_exactly_no_covariance_on_a_device(dtype: Any) -> None:
+    x = np.full((40, 3), 0.1, dtype=dtype)
+    x[0] = np.inf
+    with backend("emu"):
+        mean, covariance = mahal.mean_covariance(x)
+    np.testing.assert_array_equal(mean, dtype(0.1))
+    np.testing.assert_array_equal(covariance, 0.0)
 
 
 def test_two_samples_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import mahal
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from mahal.testing import (
     Case,
     OpSpec,
+    backend,
     random_scene,
     random_spd,
     reference,
@@ -100,6 +102,90 @@ def test_against_the_reference() -> None:
 
 def test_integer_images_against_the_reference() -> None:
     assert run_op_checks(PROMOTED).failures == 0
+
+
+needs_emulator = pytest.mark.skipif(
+    not mahal.info()["emulator"], reason="needs a build with the emulator"
+)
+FEW_LAYOUTS = ("C", "sliced", "negative", "channel_first")
+
+
+def global_cases(rng: np.random.Generator) -> Iterator[Case]:
+    for shape, params in [
+        ((12, 15, 4), {"mask": rng.random((12, 15)) < 0.8}),
+        ((60, 20), {"background": random_scene((20, 11, 20), rng)}),
+        ((9, 7, 3), {"covariance": 400 * random_spd(3, 50.0, rng)}),
+    ]:
+        yield Case(
+            f"{shape} {list(params)}",
+            (random_scene(shape, rng),),
+            {"return_status": True, **params},
+            condition=CONDITION,
+            terms=shape[-1],
+            broadcast_axis=None,
+        )
+
+
+@needs_emulator
+def test_global_scores_of_the_cuda_kernels_against_the_reference() -> None:
+    spec = replace(SPEC, cases=global_cases, emulated=True, layouts=FEW_LAYOUTS)
+    run_op_checks(spec, backends=["emu"], libraries=["numpy"], thread_counts=())
+
+
+@needs_emulator
+@pytest.mark.parametrize("estimator", ["scm", "loading", "ledoit_wolf", "student_t"])
+@pytest.mark.parametrize("circular", [False, True])
+def test_global_scores_of_the_cuda_kernels_for_every_estimator(
+    estimator: str, circular: bool
+) -> None:
+    image = random_scene((12, 15, 4), np.random.default_rng(8), circular=circular)
+    image[3, 4, 1] = np.nan
+    params: dict[str, Any] = {"estimator": estimator, "max_iterations": 3, "return_status": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mahal.ConvergenceWarning)
+        want, want_status = mahal.rx(image, **params)
+        with backend("emu"):
+            scores, status = mahal.rx(image, **params)
+    np.testing.assert_array_equal(status, want_status)
+    allowed = tolerance(np.float64, condition=CONDITION, terms=180)
+    np.testing.assert_allclose(scores, want, rtol=0, atol=allowed * np.nanmax(want))
+
+
+@needs_emulator
+@pytest.mark.filterwarnings("ignore::mahal.SingularWarning")
+@pytest.mark.parametrize("singular", ["load", "nan"])
+@pytest.mark.parametrize("estimator", ["scm", "oas"])
+def test_singular_images_on_a_device(singular: str, estimator: str) -> None:
+    params: dict[str, Any] = {"singular": singular, "estimator": estimator, "return_status": True}
+    rng = np.random.default_rng(9)
+    half = rng.standard_normal((40, 2))
+    for image in (np.concatenate([half, half], axis=1), np.full((60, 40), 0.1)):
+        want, want_status = mahal.rx(image, **params)
+        with backend("emu"):
+            scores, status = mahal.rx(image, **params)
+        np.testing.assert_array_equal(status, want_status)
+        # The repeated bands get 1e-10 of the mean variance.
+        allowed = tolerance(np.float64, condition=1e10, terms=4)
+        np.testing.assert_allclose(scores, want, rtol=allowed, atol=0)
+
+
+@needs_emulator
+@pytest.mark.filterwarnings("ignore::mahal.SingularWarning")
+def test_what_the_device_finds_out_is_told_by_the_status() -> None:
+    image = np.random.default_rng(10).standard_normal((30, 4))
+    image[4:] = np.nan
+    covariance = np.diag([1.0, 1.0, -1.0, 1.0])
+    with backend("emu"):
+        scores, status = mahal.rx(image, return_status=True)
+        assert np.isnan(scores).all()
+        np.testing.assert_array_equal(status, np.where(np.isnan(image[:, 0]), 3, 1))
+        scores, status = mahal.rx(image, covariance=covariance, return_status=True)
+        assert np.isnan(scores).all()
+        np.testing.assert_array_equal(status, np.where(np.isnan(image[:, 0]), 3, 2))
+        with pytest.raises(mahal.SingularError):
+            mahal.rx(image, covariance=covariance, singular="raise")
+        with pytest.raises(ValueError, match="rx: image: needs 5 usable pixels or more, got 4"):
+            mahal.rx(image[:4])
 
 
 @settings(max_examples=40, deadline=None)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import mahal
 import numpy as np
 import pytest
-from mahal.testing import Case, OpSpec, random_scene, reference_matched, run_op_checks, tolerance
+from mahal.testing import (
+    Case,
+    OpSpec,
+    backend,
+    random_scene,
+    reference_matched,
+    run_op_checks,
+    tolerance,
+)
 
 
 def cases(rng: np.random.Generator) -> Iterator[Case]:
@@ -39,6 +48,44 @@ SPEC = OpSpec(
 
 def test_against_the_reference() -> None:
     assert run_op_checks(SPEC).failures == 0
+
+
+needs_emulator = pytest.mark.skipif(
+    not mahal.info()["emulator"], reason="needs a build with the emulator"
+)
+
+
+def few_cases(rng: np.random.Generator) -> Iterator[Case]:
+    for case in cases(rng):
+        image, target = case.arrays
+        yield replace(case, arrays=(image[:40], target))
+
+
+@needs_emulator
+def test_the_cuda_kernels_against_the_reference() -> None:
+    spec = replace(SPEC, cases=few_cases, emulated=True)
+    run_op_checks(spec, backends=["emu"], libraries=["numpy"], thread_counts=())
+
+
+@needs_emulator
+def test_the_cuda_kernels_give_nan_where_there_is_no_angle() -> None:
+    image = np.array([[1.0, 0.0], [-3.0, 0.0], [0.0, 0.0], [np.nan, 1.0], [1e300, 1e300]])
+    targets = np.array([[5.0, 0.0], [0.0, 0.0], [np.inf, 1.0]])
+    with backend("emu"):
+        angles = mahal.spectral_angle(image, targets)
+    expected = [0.0, np.pi, np.nan, np.nan, np.pi / 4]
+    np.testing.assert_allclose(angles[:, 0], expected, rtol=tolerance(np.float64))
+    assert np.isnan(angles[:, 1:]).all()
+
+
+@needs_emulator
+def test_bands_beyond_shared_memory() -> None:
+    rng = np.random.default_rng(7)
+    image, target = rng.standard_normal((33, 500)), rng.standard_normal((2, 500))
+    want = mahal.spectral_angle(image, target)
+    with backend("emu"):
+        found = mahal.spectral_angle(image, target)
+    np.testing.assert_allclose(found, want, rtol=tolerance(np.float64, terms=500))
 
 
 def test_angles_by_hand() -> None:

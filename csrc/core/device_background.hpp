@@ -176,9 +176,11 @@ struct WhitenLaunch {
 };
 
 // Pixels that a block of threads whitens at once, and the elements of one of its bands in memory.
+// They lie in shared memory where they fit beside what else a kernel keeps there, or in a tile of
+// the workspace for each block.
 inline constexpr int whiten_tile = 32;
 inline constexpr int whiten_pitch = whiten_tile + 1;
-inline constexpr std::size_t whiten_shared_bytes = 48 * 1024 - 1408;
+inline constexpr std::size_t whiten_shared_bytes = 48 * 1024 - 4352;
 inline constexpr std::int64_t whiten_blocks = 1024;
 
 constexpr bool whitens_in_shared(int bands) {

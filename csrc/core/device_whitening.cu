@@ -359,8 +359,10 @@ void Background::whiten(const WhitenLaunch<In, Out>& launch) const {
   WhitenLaunch<In, Out> mine = launch;
   std::size_t bytes = sizeof(double) * warps * whiten_tile +
                       (sizeof(std::int64_t) + sizeof(int)) * whiten_tile;
-  if (whitens_in_shared(bands)) {
-    bytes += sizeof(double) * whiten_pitch * bands;
+  const std::size_t tile = sizeof(double) * whiten_pitch * bands;
+  // Where two blocks fit beside each other, shared memory is the better place.
+  if (whitens_in_shared(bands) || bytes + tile <= simt::shared_limit(op) / 2) {
+    bytes += tile;
     mine.tiles = nullptr;
   }
   simt::launch(op, whiten_tiles<In, Out>,

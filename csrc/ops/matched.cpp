@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/background.hpp"
+#include "core/device_plan.hpp"
 #include "core/estimators.hpp"
 #include "core/image_checks.hpp"
 #include "core/whitening.hpp"
@@ -98,6 +99,14 @@ Plan make_plan(Scratch& scratch, const MatchedParams& params, const TensorView& 
   p.projections = scratch.take<double>(projection_rows(s) * pixels_per_task * threads);
   p.rows = scratch.take<double>(static_cast<std::int64_t>(s.padded) * threads);
   return p;
+}
+
+// Samples that the matrix needs to be regular.
+std::int64_t needed_samples(const MatchedParams& params, const Shape& s, bool fixed) {
+  if (fixed) return 1;
+  const bool center = is_centered(params);
+  if (params.estimation.estimator == Estimator::scm) return s.variables + (center ? 1 : 0);
+  return least_samples(params.estimation.estimator, s.variables, center);
 }
 
 bool is_local(const MatchedParams& params) {
@@ -280,6 +289,81 @@ void score_pixels(const MatchedParams& params, const Plan& p, const Shape& s,
   });
 }
 
+// Global scores on a device.
+template <class T>
+struct DevicePlan {
+  DeviceBackground background;
+  EstimateLaunch<T> estimate;
+  ClassifyLaunch<T> own;  // of the image, where a background has the samples
+  double* differences;    // targets x padded_rows
+  double* whitened;       // likewise
+  double* directions;     // targets x parts x padded_rows
+  double* tiles;
+};
+
+template <class T>
+DevicePlan<T> plan_device(Scratch& scratch, const MatchedParams& params, const TensorView& image,
+                          const TensorView& target, const TensorView& background,
+                          const TensorView& covariance, const TensorView& mask) {
+  const Shape s = shape_of(image, target);
+  const bool external = is_given(background);
+  const bool fixed = is_given(covariance);
+  DevicePlan<T> p{};
+  p.background = plan_device_background(scratch, s.bands);
+  if (external) p.own = plan_classify<T>(scratch, image, mask);
+  p.estimate =
+      plan_estimate<T>(scratch, p.background, external ? background : image,
+                       external ? TensorView{} : mask, {1, is_centered(params)}, params.estimation,
+                       Scale::samples, needed_samples(params, s, fixed), fixed);
+  const std::int64_t rows = std::int64_t{s.targets} * padded_rows(s.bands);
+  p.differences = scratch.take<double>(rows);
+  p.whitened = scratch.take<double>(rows);
+  p.directions = scratch.take<double>(rows * s.parts);
+  p.tiles = plan_whiten_tiles(scratch, std::max<std::int64_t>(s.pixels, s.targets), s.bands);
+  return p;
+}
+
+template <class T>
+void score_on_device(const MatchedParams& params, const DevicePlan<T>& p, const TensorView& image,
+                     const TensorView& target, const TensorView& background,
+                     const TensorView& covariance, const TensorView& score,
+                     const TensorView& status, Route route, std::uintptr_t stream) {
+  const Shape s = shape_of(image, target);
+  const bool external = is_given(background);
+  WhitenLaunch<T, T> launch{};
+  launch.pixels = device_pixels<T>(image);
+  launch.mean = p.background.mean;
+  if (is_cosine(params.score)) {
+    launch.lower = p.background.lower;
+    launch.inverse = p.background.inverse;
+  }
+  launch.verdicts.pixel = external ? p.own.status : p.estimate.samples.status;
+  launch.verdicts.state = p.background.state;
+  launch.verdicts.nan_when_loaded = params.singular == Singular::nan;
+  launch.verdicts.status = static_cast<std::uint8_t*>(status.data);
+  launch.directions = {p.directions, s.targets, s.parts, params.score};
+  launch.matched = static_cast<T*>(score.data);
+  launch.tiles = p.tiles;
+  with_background(route, op_name(params), stream, [&](const auto& device) {
+    if (external) device.classify(p.own);
+    device.estimate(p.estimate);
+    if (is_given(covariance)) {
+      load_covariance(device, p.background, covariance);
+    } else {
+      // Loading stands in for a sample covariance only.
+      const bool load = params.estimation.estimator == Estimator::scm;
+      device.factor(factor_of(p.background, s.bands, load));
+    }
+    dispatch_float(target.dtype, [&]<class Target>() {
+      device.prepare(TargetLaunch<Target>{device_pixels<Target>(target), params.score, s.parts,
+                                          p.background.mean, p.background.lower,
+                                          p.background.inverse, p.differences, p.whitened,
+                                          p.directions, p.tiles});
+    });
+    device.whiten(launch);
+  });
+}
+
 }  // namespace
 
 std::size_t matched_workspace(const MatchedParams& params, const TensorView& image,
@@ -294,6 +378,12 @@ std::size_t matched_workspace(const MatchedParams& params, const TensorView& ima
                                 background, covariance, threads);
   }
   Scratch scratch;
+  if (runs_on_device(image.device)) {
+    dispatch_float(image.dtype, [&]<class T>() {
+      plan_device<T>(scratch, params, image, target, background, covariance, TensorView{});
+    });
+    return scratch.bytes();
+  }
   make_plan(scratch, params, image, target, background, resolve_threads(op_name(params), threads));
   return scratch.bytes();
 }
@@ -319,15 +409,33 @@ void matched(const MatchedParams& params, const TensorView& image, const TensorV
   const int maps = params.score == MatchedScore::subspace_ace ? 1 : s.targets;
   check_scores(op, "score", score, real_dtype(image.dtype), s.pixels * maps);
   check_status(op, status, s.pixels);
-  select_route(op, execution, image.device, false);
+  const Route route = select_route(op, execution, image.device, true);
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace,
                   matched_workspace(params, image, target, background, covariance, threads));
 
-  Scratch scratch(workspace);
-  Plan p = make_plan(scratch, params, image, target, background, threads);
   const bool fixed = is_given(covariance);
   const bool external = is_given(background);
+  const std::int64_t needed = needed_samples(params, s, fixed);
+  const auto throw_few_samples = [&](std::int64_t count) {
+    throw_value_error(op, external ? "background" : "image",
+                      "needs " + std::to_string(needed) + " usable pixels or more",
+                      std::to_string(count));
+  };
+
+  Scratch scratch(workspace);
+  if (route != Route::cpu) {
+    const std::int64_t count = pixel_count(external ? background : image);
+    if (count < needed) throw_few_samples(count);
+    dispatch_float(image.dtype, [&]<class T>() {
+      const DevicePlan<T> p =
+          plan_device<T>(scratch, params, image, target, background, covariance, mask);
+      score_on_device(params, p, image, target, background, covariance, score, status, route,
+                      execution.stream);
+    });
+    return;
+  }
+  Plan p = make_plan(scratch, params, image, target, background, threads);
   Moments* source = external ? &p.background_moments : &p.moments;
   if (external) compute_mean(p.moments, image, mask, threads);
   const TensorView& samples = external ? background : image;
@@ -340,17 +448,8 @@ void matched(const MatchedParams& params, const TensorView& image, const TensorV
     outcome = estimate_moments(*source, samples, usable, {1, center}, params.estimation,
                                Scale::samples, p.estimation, threads);
   }
-  const Estimator estimator = params.estimation.estimator;
-  const bool sample_covariance = estimator == Estimator::scm;
-  // Samples that the matrix needs to be regular.
-  const std::int64_t needed = fixed               ? 1
-                              : sample_covariance ? s.variables + (center ? 1 : 0)
-                                                  : least_samples(estimator, s.variables, center);
-  if (source->count < needed || outcome == status_few_samples) {
-    throw_value_error(op, external ? "background" : "image",
-                      "needs " + std::to_string(needed) + " usable pixels or more",
-                      std::to_string(source->count));
-  }
+  const bool sample_covariance = params.estimation.estimator == Estimator::scm;
+  if (source->count < needed || outcome == status_few_samples) throw_few_samples(source->count);
   std::fill_n(p.offset, s.padded, 0.0);
   if (center) std::copy_n(source->mean, s.padded, p.offset);
   bool singular = false;

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/background.hpp"
+#include "core/device_plan.hpp"
 #include "core/dispatch.hpp"
 #include "core/estimators.hpp"
 #include "core/image_checks.hpp"
@@ -31,6 +32,28 @@ Plan make_plan(Scratch& scratch, const MeanCovarianceParams& params, const Tenso
   return p;
 }
 
+// Fewer usable pixels than this are told by an error, on a device by NaN.
+std::int64_t needed_samples(const MeanCovarianceParams& params, const TensorView& x) {
+  const Estimator estimator = params.estimation.estimator;
+  const bool simple = estimator == Estimator::scm || estimator == Estimator::loading;
+  return simple ? 1 : least_samples(estimator, x.shape[x.rank - 1], params.center);
+}
+
+[[noreturn]] void throw_few_samples(const MeanCovarianceParams& params, const TensorView& x,
+                                    std::int64_t count) {
+  throw_value_error(
+      op, "x", few_samples_rule(params.estimation.estimator, x.shape[x.rank - 1], params.center),
+      std::to_string(count) + " usable pixels");
+}
+
+template <class T>
+EstimateLaunch<T> plan_device(Scratch& scratch, const MeanCovarianceParams& params,
+                              const TensorView& x, const TensorView& mask) {
+  const DeviceBackground background = plan_device_background(scratch, real_bands(x));
+  return plan_estimate<T>(scratch, background, x, mask, {params.ddof, params.center},
+                          params.estimation, Scale::unit_trace, needed_samples(params, x), false);
+}
+
 }  // namespace
 
 std::size_t mean_covariance_workspace(const MeanCovarianceParams& params, const TensorView& x,
@@ -38,6 +61,10 @@ std::size_t mean_covariance_workspace(const MeanCovarianceParams& params, const 
   check_pixels(op, "x", x, {2, 3});
   check_estimation(op, params.estimation);
   Scratch scratch;
+  if (runs_on_device(x.device)) {
+    dispatch_float(x.dtype, [&]<class T>() { plan_device<T>(scratch, params, x, TensorView{}); });
+    return scratch.bytes();
+  }
   make_plan(scratch, params, x, resolve_threads(op, threads));
   return scratch.bytes();
 }
@@ -52,19 +79,33 @@ std::uint8_t mean_covariance(const MeanCovarianceParams& params, const TensorVie
   const std::int64_t bands = x.shape[x.rank - 1];
   check_output(op, "mean", mean, x.dtype, {bands});
   check_output(op, "covariance", covariance, x.dtype, {bands, bands});
-  select_route(op, execution, x.device, false);
+  const Route route = select_route(op, execution, x.device, true);
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, mean_covariance_workspace(params, x, threads));
 
   Scratch scratch(workspace);
+  if (route != Route::cpu) {
+    const std::int64_t pixels = pixel_count(x);
+    if (pixels < needed_samples(params, x) ||
+        static_cast<double>(pixels) <= (params.center ? params.ddof : 0.0)) {
+      throw_few_samples(params, x, pixels);
+    }
+    dispatch_float(x.dtype, [&]<class T>() {
+      const EstimateLaunch<T> launch = plan_device<T>(scratch, params, x, mask);
+      with_background(route, op, execution.stream, [&](const auto& device) {
+        device.estimate(launch);
+        device.store(launch, static_cast<T*>(mean.data), static_cast<T*>(covariance.data));
+      });
+    });
+    return status_ok;
+  }
   Plan p = make_plan(scratch, params, x, threads);
   Moments& moments = p.moments;
   const std::uint8_t status =
       estimate_moments(moments, x, mask, {params.ddof, params.center}, params.estimation,
                        Scale::unit_trace, p.room, threads);
   if (status == status_few_samples) {
-    throw_value_error(op, "x", few_samples_rule(params.estimation.estimator, bands, params.center),
-                      std::to_string(moments.count) + " usable pixels");
+    throw_few_samples(params, x, moments.count);
   }
   const bool missing = status == status_singular && is_fixed_point(params.estimation.estimator);
   dispatch_float(x.dtype, [&]<class T>() {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/background.hpp"
+#include "core/device_plan.hpp"
 #include "core/estimators.hpp"
 #include "core/image_checks.hpp"
 #include "core/whitening.hpp"
@@ -706,6 +707,63 @@ void local_mean_scores(const RxParams& params, const Plan& p, const Shape& s,
   });
 }
 
+// Global scores on a device.
+template <class T>
+struct DevicePlan {
+  DeviceBackground background;
+  EstimateLaunch<T> estimate;
+  ClassifyLaunch<T> own;  // of the image, where a background has the samples
+  double* tiles;
+};
+
+template <class T>
+DevicePlan<T> plan_device(Scratch& scratch, const RxParams& params, const TensorView& image,
+                          const TensorView& background, const TensorView& covariance,
+                          const TensorView& mask) {
+  const bool external = is_given(background);
+  const bool fixed = is_given(covariance);
+  const std::int64_t needed = fixed ? 1 : needed_samples(params, image.shape[image.rank - 1]);
+  DevicePlan<T> p{};
+  p.background = plan_device_background(scratch, real_bands(image));
+  if (external) p.own = plan_classify<T>(scratch, image, mask);
+  p.estimate = plan_estimate<T>(scratch, p.background, external ? background : image,
+                                external ? TensorView{} : mask, {1, params.center},
+                                params.estimation, Scale::samples, needed, fixed);
+  p.tiles = plan_whiten_tiles(scratch, pixel_count(image), real_bands(image));
+  return p;
+}
+
+template <class T>
+void score_on_device(const RxParams& params, const DevicePlan<T>& p, const TensorView& image,
+                     const TensorView& background, const TensorView& covariance,
+                     const TensorView& score, const TensorView& status, Route route,
+                     std::uintptr_t stream) {
+  const bool external = is_given(background);
+  WhitenLaunch<T, T> launch{};
+  launch.pixels = device_pixels<T>(image);
+  launch.mean = p.background.mean;
+  launch.lower = p.background.lower;
+  launch.inverse = p.background.inverse;
+  launch.verdicts.pixel = external ? p.own.status : p.estimate.samples.status;
+  launch.verdicts.state = p.background.state;
+  launch.verdicts.nan_when_loaded = params.singular == Singular::nan;
+  launch.verdicts.status = static_cast<std::uint8_t*>(status.data);
+  launch.score = static_cast<T*>(score.data);
+  launch.tiles = p.tiles;
+  with_background(route, "rx", stream, [&](const auto& device) {
+    if (external) device.classify(p.own);
+    device.estimate(p.estimate);
+    if (is_given(covariance)) {
+      load_covariance(device, p.background, covariance);
+    } else {
+      // Loading stands in for a sample covariance only.
+      const bool load = params.estimation.estimator == Estimator::scm;
+      device.factor(factor_of(p.background, real_bands(image), load));
+    }
+    device.whiten(launch);
+  });
+}
+
 }  // namespace
 
 std::size_t rx_targets_workspace(const RxTargets& targets, const RxParams& params,
@@ -713,6 +771,12 @@ std::size_t rx_targets_workspace(const RxTargets& targets, const RxParams& param
                                  const TensorView& covariance, int threads) {
   check_inputs(targets, params, image, background, covariance);
   Scratch scratch;
+  if (runs_on_device(image.device) && params.window.outer == 0) {
+    dispatch_float(image.dtype, [&]<class T>() {
+      plan_device<T>(scratch, params, image, background, covariance, TensorView{});
+    });
+    return scratch.bytes();
+  }
   make_plan(scratch, shape_of(params, image, targets), params, image, background, covariance,
             resolve_threads(targets.op, threads));
   return scratch.bytes();
@@ -739,16 +803,33 @@ void rx_targets(const RxTargets& targets, const RxParams& params, const TensorVi
   const Shape s = shape_of(params, image, targets);
   check_scores(op, "score", score, real_dtype(image.dtype), s.pixels * s.maps);
   check_status(op, status, s.pixels);
-  select_route(op, execution, image.device, false);
+  const bool local = params.window.outer > 0;
+  const Route route = select_route(op, execution, image.device, !local);
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace,
                   rx_targets_workspace(targets, params, image, background, covariance, threads));
 
-  Scratch scratch(workspace);
-  Plan p = make_plan(scratch, s, params, image, background, covariance, threads);
-  const bool local = params.window.outer > 0;
   const bool fixed = is_given(covariance);
   const bool external = is_given(background);
+  const std::int64_t needed = fixed ? 1 : needed_samples(params, s.variables);
+  const auto throw_few_samples = [&](std::int64_t count) {
+    throw_value_error(op, external ? "background" : "image",
+                      "needs " + std::to_string(needed) + " usable pixels or more",
+                      std::to_string(count));
+  };
+
+  Scratch scratch(workspace);
+  if (route != Route::cpu) {
+    const std::int64_t samples = pixel_count(external ? background : image);
+    if (samples < needed) throw_few_samples(samples);
+    dispatch_float(image.dtype, [&]<class T>() {
+      const DevicePlan<T> p = plan_device<T>(scratch, params, image, background, covariance, mask);
+      score_on_device(params, p, image, background, covariance, score, status, route,
+                      execution.stream);
+    });
+    return;
+  }
+  Plan p = make_plan(scratch, s, params, image, background, covariance, threads);
 
   const Normalization normalization{1, params.center};
   Moments* source = &p.moments;
@@ -764,11 +845,8 @@ void rx_targets(const RxTargets& targets, const RxParams& params, const TensorVi
   const std::uint8_t outcome =
       estimate_moments(*source, *samples, *samples_mask, normalization, params.estimation,
                        Scale::samples, p.estimation, threads);
-  const std::int64_t needed = fixed ? 1 : needed_samples(params, s.variables);
   if (source->count < needed || (!fixed && outcome == status_few_samples)) {
-    throw_value_error(op, external ? "background" : "image",
-                      "needs " + std::to_string(needed) + " usable pixels or more",
-                      std::to_string(source->count));
+    throw_few_samples(source->count);
   }
   bool singular = false;
   std::uint8_t found = status_ok;  // of the pixels that are scored

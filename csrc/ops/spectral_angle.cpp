@@ -5,9 +5,11 @@
 #include <string>
 
 #include "core/background.hpp"
+#include "core/device_plan.hpp"
 #include "core/dispatch.hpp"
 #include "core/image_checks.hpp"
 #include "core/threads.hpp"
+#include "ops/spectral_angle_cuda.hpp"
 #include "ops/spectral_angle_kernel.hpp"
 
 namespace mahal {
@@ -39,12 +41,54 @@ void check_inputs(const TensorView& image, const TensorView& target) {
   check_targets(op, target, image);
 }
 
+struct DevicePlan {
+  double* targets;
+  double* tiles;
+};
+
+DevicePlan plan_device(Scratch& scratch, const TensorView& image, const TensorView& target) {
+  const int bands = real_bands(image);
+  DevicePlan p{};
+  p.targets = scratch.take<double>(target.shape[0] * padded_rows(bands));
+  p.tiles = plan_whiten_tiles(scratch, pixel_count(image), bands);
+  return p;
+}
+
+// The CUDA kernels, on the device or in the emulator.
+void launch(const DevicePlan& p, const TensorView& image, const TensorView& target,
+            const TensorView& angle, Route route, std::uintptr_t stream) {
+  const auto call = [&](auto units, auto angles) {
+    dispatch_float(target.dtype,
+                   [&]<class T>() { units(UnitLaunch<T>{device_pixels<T>(target), p.targets}); });
+    dispatch_float(image.dtype, [&]<class T>() {
+      angles(AngleLaunch<T>{device_pixels<T>(image), p.targets, static_cast<int>(target.shape[0]),
+                            static_cast<T*>(angle.data), p.tiles});
+    });
+  };
+  if constexpr (built_with_cuda) {
+    if (route == Route::cuda) {
+      call([&](const auto& a) { cuda::unit_targets(a, stream); },
+           [&](const auto& a) { cuda::spectral_angle(a, stream); });
+    }
+  }
+  if constexpr (built_with_emulator) {
+    if (route == Route::emulator) {
+      call([&](const auto& a) { emulator::unit_targets(a, stream); },
+           [&](const auto& a) { emulator::spectral_angle(a, stream); });
+    }
+  }
+}
+
 }  // namespace
 
 std::size_t spectral_angle_workspace(const TensorView& image, const TensorView& target,
                                      int threads) {
   check_inputs(image, target);
   Scratch scratch;
+  if (runs_on_device(image.device)) {
+    plan_device(scratch, image, target);
+    return scratch.bytes();
+  }
   make_plan(scratch, image, target, resolve_threads(op, threads));
   return scratch.bytes();
 }
@@ -55,11 +99,15 @@ void spectral_angle(const TensorView& image, const TensorView& target, const Ten
   const std::int64_t pixels = pixel_count(image);
   const int count = static_cast<int>(target.shape[0]);
   check_scores(op, "angle", angle, image.dtype, pixels * count);
-  select_route(op, execution, image.device, false);
+  const Route route = select_route(op, execution, image.device, true);
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, spectral_angle_workspace(image, target, threads));
 
   Scratch scratch(workspace);
+  if (route != Route::cpu) {
+    launch(plan_device(scratch, image, target), image, target, angle, route, execution.stream);
+    return;
+  }
   const Plan p = make_plan(scratch, image, target, threads);
   const std::int64_t padded = padded_bands(image.shape[image.rank - 1]);
   std::fill_n(p.zeros, padded, 0.0);

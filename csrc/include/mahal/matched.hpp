@@ -31,7 +31,7 @@ MAHAL_API std::size_t matched_workspace(const MatchedParams& params, const Tenso
 // target: (targets, bands), dtype of the image or float64, in the units of the image. score: the
 // shape of the pixels and one last axis of targets (none for subspace_ace), dtype of the image.
 // Throws ValueError when a target lies on the mean, or when the targets of a subspace are linearly
-// dependent; with a window such pixels get NaN and the status 2.
+// dependent; with a window or on a device such pixels get NaN and the status 2.
 MAHAL_API void matched(const MatchedParams& params, const TensorView& image,
                        const TensorView& target, const TensorView& background,
                        const TensorView& covariance, const TensorView& mask,

@@ -23,7 +23,8 @@ MAHAL_API std::size_t mean_covariance_workspace(const MeanCovarianceParams& para
 // conj(z_k), where x is complex. Masked pixels and pixels that are not finite are left out. Sums
 // run in float64 over two passes. Returns 0; 2 where the estimate is zero (identical pixels) or,
 // for tyler and student_t, does not exist, and is NaN; 5 where it has not converged. Throws
-// ValueError when there are too few pixels.
+// ValueError when there are too few pixels. On a device the answer is 0 before anything is known:
+// there too few usable pixels give NaN.
 MAHAL_API std::uint8_t mean_covariance(const MeanCovarianceParams& params, const TensorView& x,
                                        const TensorView& mask, const TensorView& mean,
                                        const TensorView& covariance, const Workspace& workspace,

@@ -48,7 +48,8 @@ MAHAL_API std::size_t rx_workspace(const RxParams& params, const TensorView& ima
 // parts; status: uint8, likewise: 0 scored, 1 too few samples, 2 singular covariance (see
 // Singular), 3 a value that is not finite in the pixel or its window, 4 masked or, with
 // Border::valid, at the edge, 5 scored with an estimate that has not converged. Scores of 1, 3, 4
-// are NaN, and those of 2 unless the estimator is scm.
+// are NaN, and those of 2 unless the estimator is scm. On a device too few usable pixels of the
+// whole image and a bad covariance are told by the status, not by an error.
 MAHAL_API void rx(const RxParams& params, const TensorView& image, const TensorView& background,
                   const TensorView& covariance, const TensorView& mask, const TensorView& score,
                   const TensorView& status, const Workspace& workspace, const Execution& execution);

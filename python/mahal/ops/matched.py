@@ -128,6 +128,10 @@ def ace(
 
     Notes
     -----
+    On a CUDA device nothing waits for the values of the pixels, unless ``singular="raise"`` asks
+    for it. The status tells what would be an error or a warning: 1 too few usable pixels, 2 also a
+    ``covariance`` that is not symmetric and positive definite and targets without a direction.
+
     With one band every pixel has the score 1. Complex images use Hermitian forms: neither a phase
     of the pixel nor one of the target matters.
 

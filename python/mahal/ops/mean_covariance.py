@@ -82,6 +82,13 @@ def mean_covariance(
         The pixels span no fixed point of a robust estimator.
     TypeError
         Arrays that are not numbers, or not of one library.
+
+    Notes
+    -----
+    On a CUDA device what depends on the values of the pixels raises and warns of nothing, as that
+    would have to wait for the device: both results are NaN where too few pixels are usable, the
+    covariance where there is no fixed point, and an iteration that has not converged gives its last
+    estimate.
     """
     op = "mean_covariance"
     estimation = as_estimation(op, estimator, loading, nu, tolerance, max_iterations)

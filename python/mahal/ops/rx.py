@@ -122,6 +122,10 @@ def rx(
 
     Notes
     -----
+    On a CUDA device what depends on the values of the pixels raises and warns of nothing, unless
+    ``singular="raise"`` asks to wait for it: the status tells of too few usable pixels (1) and of a
+    ``covariance`` that is not symmetric and positive definite (2).
+
     Tyler's estimate has no scale: for scores it is scaled so that its samples have a mean squared
     distance of ``bands``, as those of a sample covariance have.
 

@@ -40,7 +40,8 @@ def spectral_angle(image: Array, target: Array, *, threads: int | None = None) -
     Raises
     ------
     ValueError
-        Wrong shapes, or a target that is zero or not finite.
+        Wrong shapes, or a target that is zero or not finite. On a CUDA device such a target has
+        angles of NaN instead: an error would have to wait for it.
     TypeError
         Arrays that are not real, or not of one library and dtype.
 
