@@ -374,8 +374,9 @@ __global__ void __launch_bounds__(join_threads) sum_terms(TermParameters q) {
       case Term::weight: {
         // Complex variables count for two real ones, and so do their distances.
         const double nu = p.estimation.nu;
-        double w = tyler ? (d > 0 ? 1 / d : 0.0) : (variables + nu) / (nu + p.parts * d);
-        if (!usable) w = 0;
+        const double top = tyler ? 1.0 : variables + nu;
+        const double bottom = tyler ? d : nu + p.parts * d;
+        const double w = usable && bottom > 0 ? top / bottom : 0.0;
         p.distances[i] = std::sqrt(w);
         total += w;
         break;
@@ -650,8 +651,9 @@ class Estimate {
     w.tiles = p_.tiles;
     w.iterating = iterating;
     if (!identity) {
-      background_.factor(
-          {p_.covariance, join_.bands, false, p_.lower, p_.inverse, p_.state, iterating});
+      const FactorLaunch factor{p_.covariance, join_.bands, false,   p_.lower,
+                                p_.inverse,    p_.state,    iterating};
+      background_.factor(factor);
       w.lower = p_.lower;
       w.inverse = p_.inverse;
     }
