@@ -64,7 +64,15 @@ SPEC = OpSpec(
     cases=cases,
     constant=4.0,
     scale=scale,
+    emulated=True,
 )
+
+
+@pytest.fixture(params=[name for name in mahal.testing.backends() if name != "cuda"])
+def everywhere(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Host arrays on the CPU kernels, and through the CUDA kernels where the emulator is."""
+    with mahal.testing.backend(request.param):
+        yield request.param
 
 
 def test_against_the_reference() -> None:
@@ -81,11 +89,33 @@ def test_hermitian_against_the_reference(dtype: Any, size: int) -> None:
         for isa in mahal.testing.isas():
             with mahal.testing.isa(isa):
                 found = mahal.covariance_distance(a, b, **params)
-            assert found.dtype == np.finfo(dtype).dtype
-            expected = reference.covariance_distance(a, b, **params)
-            largest = max(expected.max(), 106.0 if metric == "wishart" else 1.0)
-            allowed = tolerance(found.dtype, condition=10.0, terms=size * size) * largest
-            np.testing.assert_allclose(found, expected, rtol=0, atol=allowed, err_msg=metric)
+            check_hermitian(found, a, b, metric)
+
+
+def check_hermitian(found: np.ndarray, a: np.ndarray, b: np.ndarray, metric: str) -> None:
+    params = {"metric": metric, **LOOKS.get(metric, {}), **SQUARED.get(metric, {})}
+    expected = reference.covariance_distance(a, b, **params)
+    assert found.dtype == a.real.dtype
+    size = a.shape[-1]
+    largest = max(expected.max(), 106.0 if metric == "wishart" else 1.0)
+    allowed = tolerance(found.dtype, condition=10.0, terms=size * size) * largest
+    np.testing.assert_allclose(found, expected, rtol=0, atol=allowed, err_msg=metric)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "count"),
+    [(np.complex64, 3, 40), (np.complex128, 5, 7), (np.complex64, 9, 5), (np.complex128, 33, 1)],
+)
+def test_kernels_for_hermitian_matrices(dtype: Any, size: int, count: int) -> None:
+    """By a thread, a warp and a block for each pair."""
+    if "emu" not in mahal.testing.backends():
+        pytest.skip("built without the emulator")
+    rng = np.random.default_rng(size)
+    a, b = (batch(count, size, 10.0, rng, True).astype(dtype) for _ in range(2))
+    for metric in metrics_of(True):
+        params = {"metric": metric, **LOOKS.get(metric, {}), **SQUARED.get(metric, {})}
+        with mahal.testing.backend("emu"):
+            check_hermitian(mahal.covariance_distance(a, b, **params), a, b, metric)
 
 
 @pytest.mark.parametrize("hermitian", [False, True])
@@ -198,7 +228,7 @@ def test_closed_forms() -> None:
 
 
 @pytest.mark.parametrize("hermitian", [False, True])
-def test_nearly_equal_matrices_keep_their_digits(hermitian: bool) -> None:
+def test_nearly_equal_matrices_keep_their_digits(everywhere: str, hermitian: bool) -> None:
     """Roots of differences of large traces would leave 1e-8 here."""
     rng = np.random.default_rng(13)
     p, step = 5, 2.0**-30
@@ -216,7 +246,7 @@ def test_nearly_equal_matrices_keep_their_digits(hermitian: bool) -> None:
         np.testing.assert_allclose(found, value, rtol=allowed, err_msg=metric)
 
 
-def test_small_eigenvalues_keep_their_digits() -> None:
+def test_small_eigenvalues_keep_their_digits(everywhere: str) -> None:
     """Graded matrices: a solver that is exact relative to the norm would lose all digits."""
     exponents = np.array([0, -40, -80, -120])
     a = np.array([[[1, 0.3, 0.2, 0.1], [0.3, 1, 0.3, 0.2], [0.2, 0.3, 1, 0.3], [0.1, 0.2, 0.3, 1]]])
@@ -255,7 +285,9 @@ def test_null_laws(hermitian: bool) -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64, np.complex128])
-def test_bad_matrices_leave_their_neighbours_alone(metric: str, dtype: Any) -> None:
+def test_bad_matrices_leave_their_neighbours_alone(
+    everywhere: str, metric: str, dtype: Any
+) -> None:
     hermitian = np.dtype(dtype).kind == "c"
     if metric not in metrics_of(hermitian):
         pytest.skip("real only")
@@ -280,7 +312,7 @@ def test_bad_matrices_leave_their_neighbours_alone(metric: str, dtype: Any) -> N
     np.testing.assert_array_equal(score[same], right[same])
 
 
-def test_overflow_is_reported() -> None:
+def test_overflow_is_reported(everywhere: str) -> None:
     a = np.full((1, 1, 1), 1e30, dtype=np.float32)
     score, status = mahal.covariance_distance(a, 2 * a, squared=True, return_status=True)
     assert np.isnan(score[0])

@@ -9,8 +9,8 @@
 // What a kernel may use:
 //   threadIdx, blockIdx, blockDim, gridDim; __syncthreads, __syncwarp;
 //   __shfl_sync, __shfl_xor_sync, __shfl_up_sync, __shfl_down_sync over the whole warp;
-//   MAHAL_UNROLL in front of a loop; simt::nan<T>, simt::epsilon<T>, simt::largest<T>;
-//   simt::store_streaming of 16 bytes;
+//   MAHAL_UNROLL in front of a loop, MAHAL_DEVICE_CALL of a function; simt::nan<T>,
+//   simt::epsilon<T>, simt::largest<T>; simt::store_streaming of 16 bytes;
 //   simt::dynamic_shared<T>() for shared memory. Static __shared__ arrays are left out on purpose:
 //   the emulator could not poison them or let the address sanitizer see their ends.
 // A kernel takes one parameter, a struct by value, and is started by simt::launch, which throws
@@ -73,6 +73,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define MAHAL_UNROLL
+#define MAHAL_DEVICE_CALL __attribute__((noinline))
 
 namespace mahal::emulator {
 
@@ -548,6 +549,8 @@ T __shfl_down_sync(unsigned lanes, T value, unsigned distance,
 
 // In front of a loop: unroll it whole, so that the array it indexes stays in registers.
 #define MAHAL_UNROLL _Pragma("unroll")
+// A function that is compiled once and called, as copies of it would cost minutes of ptxas.
+#define MAHAL_DEVICE_CALL __noinline__
 
 namespace mahal::cuda::simt {
 

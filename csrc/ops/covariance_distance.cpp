@@ -9,6 +9,7 @@
 #include "core/pair_checks.hpp"
 #include "core/scratch.hpp"
 #include "core/threads.hpp"
+#include "ops/covariance_distance_cuda.hpp"
 #include "ops/covariance_distance_kernel.hpp"
 #include "ops/mean_covariance_kernel.hpp"
 
@@ -26,11 +27,58 @@ std::size_t worker_bytes(const TensorView& a) {
   return (bytes + 63) / 64 * 64;
 }
 
+PairPlan kernel_plan(const CovarianceDistanceParams& params, const TensorView& a,
+                     const MatrixBatch& batch) {
+  return plan_distances(params.metric, a.shape[a.rank - 1], is_complex(a.dtype), batch.count);
+}
+
+std::size_t kernel_bytes(const PairPlan& plan) {
+  Scratch scratch;
+  scratch.take<double>(plan.workspace_doubles());
+  return scratch.bytes();
+}
+
+// The CUDA kernels, on the device or in the emulator.
+void launch(const CovarianceDistanceParams& params, const TensorView& a, const TensorView& b,
+            const MatrixBatch& batch, const TensorView& score, const TensorView& status,
+            const Workspace& workspace, Route route, std::uintptr_t stream) {
+  const std::int64_t n = a.shape[a.rank - 1];
+  if (n > most_pair_rows) {
+    throw_value_error(op, "a", "the CUDA kernels cover p = 1 to " + std::to_string(most_pair_rows),
+                      std::to_string(n));
+  }
+  CovarianceDistanceLaunch arguments;
+  arguments.a = a.data;
+  arguments.b = b.data;
+  arguments.single = real_dtype(a.dtype) == DType::f32;
+  arguments.batch = batch;
+  arguments.a_row_stride = a.strides[a.rank - 2];
+  arguments.a_col_stride = a.strides[a.rank - 1];
+  arguments.b_row_stride = b.strides[b.rank - 2];
+  arguments.b_col_stride = b.strides[b.rank - 1];
+  arguments.n = static_cast<int>(n);
+  arguments.hermitian = is_complex(a.dtype);
+  arguments.params = params;
+  arguments.plan = kernel_plan(params, a, batch);
+  check_workspace(op, workspace, kernel_bytes(arguments.plan));
+  Scratch scratch(workspace);
+  arguments.workspace = scratch.take<double>(arguments.plan.workspace_doubles());
+  arguments.score = score.data;
+  arguments.status = static_cast<std::uint8_t*>(status.data);
+  if constexpr (built_with_cuda) {
+    if (route == Route::cuda) cuda::covariance_distance(arguments, stream);
+  }
+  if constexpr (built_with_emulator) {
+    if (route == Route::emulator) emulator::covariance_distance(arguments, stream);
+  }
+}
+
 }  // namespace
 
 std::size_t covariance_distance_workspace(const CovarianceDistanceParams& params,
                                           const TensorView& a, const TensorView& b, int threads) {
   check_matrix_pairs(op, params, a, b);
+  if (uses_kernels(a.device)) return kernel_bytes(kernel_plan(params, a, matrix_batch(a, b)));
   Scratch scratch;
   scratch.take<char>(static_cast<std::int64_t>(worker_bytes(a)) * resolve_threads(op, threads));
   return scratch.bytes();
@@ -52,7 +100,11 @@ void covariance_distance(const CovarianceDistanceParams& params, const TensorVie
       status.read_only) {
     throw_value_error(op, "status", "must be uint8 with one element per pair", shape_text(status));
   }
-  select_route(op, execution, a.device, false);
+  const Route route = select_route(op, execution, a.device, true);
+  if (route != Route::cpu) {
+    launch(params, a, b, batch, score, status, workspace, route, execution.stream);
+    return;
+  }
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, covariance_distance_workspace(params, a, b, threads));
   Scratch scratch(workspace);
