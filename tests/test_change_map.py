@@ -70,7 +70,15 @@ SPEC = OpSpec(
     reference=lambda first, second, **params: reference.change_map(first, second, **params),
     cases=cases,
     invariants=[status_tells_where_scores_are],
+    emulated=True,
 )
+
+
+@pytest.fixture(params=[name for name in mahal.testing.backends() if name != "cuda"])
+def everywhere(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Host arrays on the CPU kernels, and through the CUDA kernels where the emulator is."""
+    with mahal.testing.backend(request.param):
+        yield request.param
 
 
 def test_against_the_reference() -> None:
@@ -79,7 +87,7 @@ def test_against_the_reference() -> None:
 
 @pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 7])
-def test_complex_images_against_the_reference(dtype: Any, channels: int) -> None:
+def test_complex_images_against_the_reference(everywhere: str, dtype: Any, channels: int) -> None:
     rng = np.random.default_rng(channels)
     first, second = (image.astype(dtype) for image in pair((11, 13, channels), rng, hermitian=True))
     mask = rng.random((11, 13)) < 0.9
@@ -93,13 +101,30 @@ def test_complex_images_against_the_reference(dtype: Any, channels: int) -> None
         options: dict[str, Any] = {"metric": metric, "border": border, **params}
         expected, states = reference.change_map(first, second, 7, **options)
         allowed = tolerance(first.real.dtype, condition=100.0, terms=channels**2)
-        for isa in mahal.testing.isas():
+        for isa in mahal.testing.isas() if everywhere == "cpu" else mahal.testing.isas()[:1]:
             with mahal.testing.isa(isa):
                 found, status = mahal.change_map(first, second, 7, return_status=True, **options)
             np.testing.assert_array_equal(status, states)
             np.testing.assert_allclose(
                 found, expected, rtol=0, atol=allowed * np.nanmax(expected), err_msg=str(options)
             )
+
+
+@pytest.mark.parametrize(
+    ("channels", "metric", "dtype"),
+    [(11, "affine_invariant", np.float64), (33, "logdet", np.complex128), (70, "frobenius", None)],
+)
+def test_many_channels(everywhere: str, channels: int, metric: str, dtype: Any) -> None:
+    """By a warp and by a block for each pixel, and more products than are summed at once."""
+    rng = np.random.default_rng(channels)
+    kind = np.dtype(dtype or np.float32)
+    first, second = (
+        image.astype(kind) for image in pair((9, 10, channels), rng, hermitian=kind.kind == "c")
+    )
+    expected, _ = reference.change_map(first, second, 9, metric=metric, border="valid")
+    found = mahal.change_map(first, second, 9, metric=metric, border="valid")
+    allowed = tolerance(found.dtype, condition=300.0, terms=channels**2)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=allowed * np.nanmax(expected))
 
 
 @settings(max_examples=30, deadline=None)
@@ -151,7 +176,7 @@ def published_loop(first: np.ndarray, second: np.ndarray, half: int) -> np.ndarr
     return score
 
 
-def test_published_score() -> None:
+def test_published_score(everywhere: str) -> None:
     rng = np.random.default_rng(1)
     first, second = pair((20, 23, 4), rng)
     expected = published_loop(first, second, 5)
@@ -167,7 +192,7 @@ def test_published_score() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64, np.complex128])
 @pytest.mark.parametrize("border", BORDERS)
-def test_constant_images_have_no_covariance(dtype: Any, border: str) -> None:
+def test_constant_images_have_no_covariance(everywhere: str, dtype: Any, border: str) -> None:
     value = np.array([3.3, 1e6, -0.1, 7e-5]).astype(dtype)
     if np.dtype(dtype).kind == "c":
         value = value * (1 + 2j)
@@ -180,7 +205,7 @@ def test_constant_images_have_no_covariance(dtype: Any, border: str) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_an_image_does_not_differ_from_itself(metric: str) -> None:
+def test_an_image_does_not_differ_from_itself(everywhere: str, metric: str) -> None:
     image, other = pair((15, 17, 3), np.random.default_rng(2))
     score = mahal.change_map(image, image, 7, metric=metric)
     scale = float(mahal.change_map(image, other, 7, metric=metric).max())
@@ -192,7 +217,9 @@ def test_an_image_does_not_differ_from_itself(metric: str) -> None:
 
 @pytest.mark.parametrize("hermitian", [False, True])
 @pytest.mark.parametrize("metric", ["frobenius", "logdet"])
-def test_a_changed_pixel_changes_its_windows_alone(metric: str, hermitian: bool) -> None:
+def test_a_changed_pixel_changes_its_windows_alone(
+    everywhere: str, metric: str, hermitian: bool
+) -> None:
     """However bright it is: every window is summed on its own."""
     allowed = tolerance(np.float64, condition=100.0, terms=49)
     first, second = pair((90, 150, 3), np.random.default_rng(3), hermitian)
@@ -210,7 +237,7 @@ def test_a_changed_pixel_changes_its_windows_alone(metric: str, hermitian: bool)
 
 
 @pytest.mark.parametrize("hermitian", [False, True])
-def test_offsets_and_channel_order_do_not_matter(hermitian: bool) -> None:
+def test_offsets_and_channel_order_do_not_matter(everywhere: str, hermitian: bool) -> None:
     first, second = pair((20, 25, 4), np.random.default_rng(4), hermitian)
     allowed = tolerance(np.float64, condition=1e4, terms=49)
     for metric in ("frobenius", "affine_invariant"):
@@ -224,7 +251,7 @@ def test_offsets_and_channel_order_do_not_matter(hermitian: bool) -> None:
         np.testing.assert_allclose(turned, score, rtol=allowed)
 
 
-def test_large_offsets_in_float32_cost_no_digits() -> None:
+def test_large_offsets_in_float32_cost_no_digits(everywhere: str) -> None:
     rng = np.random.default_rng(5)
     parts = rng.integers(-20, 20, (2, 30, 40, 4)).astype(np.float32)
     score = mahal.change_map(parts[0], parts[1], 9)
@@ -233,7 +260,7 @@ def test_large_offsets_in_float32_cost_no_digits() -> None:
     np.testing.assert_allclose(lifted, score, rtol=tolerance(np.float32))
 
 
-def test_two_axes_are_one_channel() -> None:
+def test_two_axes_are_one_channel(everywhere: str) -> None:
     first, second = pair((12, 13, 1), np.random.default_rng(6))
     np.testing.assert_array_equal(
         mahal.change_map(first[..., 0], second[..., 0], 5), mahal.change_map(first, second, 5)
@@ -259,7 +286,7 @@ def test_it_is_the_distance_of_local_covariances(metric: str) -> None:
     )
 
 
-def test_windows_that_hold_nothing_or_too_much() -> None:
+def test_windows_that_hold_nothing_or_too_much(everywhere: str) -> None:
     first, second = pair((20, 70, 3), np.random.default_rng(8))
     right = mahal.change_map(first, second, 5, metric="logdet")
     second[10, 30, 1] = np.nan

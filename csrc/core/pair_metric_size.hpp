@@ -39,35 +39,34 @@ constexpr bool needs_third_matrix(Metric metric) {
          metric == Metric::symmetric_kl || metric == Metric::wishart || metric == Metric::box_m;
 }
 
-// `matrices` of n rows and 3 n more numbers per pair, in `shared` doubles at most for a block,
-// `extra` doubles of which every pair takes for other things.
-inline PairPlan plan_pairs(int matrices, std::int64_t n, bool complex, std::int64_t count,
-                           std::int64_t shared, std::int64_t extra) {
-  constexpr int most_threads = 128, fewest_threads = 32, most_warps = 4;
-
+// `matrices` of n rows and, where there are any, 3 n more numbers per pair; fits(pairs, doubles)
+// tells whether a block has shared memory for so many pairs of so many doubles.
+template <class Fits>
+PairPlan plan_pairs(int matrices, std::int64_t n, bool complex, std::int64_t count, Fits fits) {
+  constexpr int most_threads = 128, fewest_threads = 32, most_warps = 4, lanes = 32;
   constexpr std::int64_t most_slots = 264;  // two for each multiprocessor of a large device
   constexpr std::int64_t most_doubles = std::int64_t{32} << 20;
   const int parts = complex ? 2 : 1;
-  PairPlan plan{
-      PairTeam::thread, matrices, static_cast<int>(n), (matrices * n * parts + 3) * n, 0, 0, 0};
+  const int vectors = matrices > 0 ? 3 : 0;
+  PairPlan plan{PairTeam::thread, matrices, static_cast<int>(n), 0, 0, 0, 0};
+  plan.doubles = (matrices * n * parts + vectors) * n;
   for (int threads = most_threads; threads >= fewest_threads; threads /= 2) {
-    if (threads * (plan.doubles + extra) > shared) continue;
     plan.pairs = plan.threads = threads;
-    return plan;
+    if (fits(plan.pairs, plan.doubles)) return plan;
   }
   plan.ld = static_cast<int>(n | 1);
-  plan.doubles = (matrices * plan.ld * parts + 3) * n;
+  plan.doubles = (matrices * plan.ld * parts + vectors) * n;
   plan.doubles += plan.doubles % 2;  // complex numbers stay aligned
   plan.team = PairTeam::warp;
-  plan.pairs =
-      static_cast<int>(std::min<std::int64_t>(most_warps, shared / (plan.doubles + extra)));
-  plan.threads = plan.pairs * 32;
-  if (plan.pairs > 0) return plan;
+  for (plan.pairs = most_warps; plan.pairs > 0; plan.pairs /= 2) {
+    plan.threads = plan.pairs * lanes;
+    if (fits(plan.pairs, plan.doubles)) return plan;
+  }
   plan.team = PairTeam::block;
   plan.pairs = 1;
   plan.threads = pair_block_threads;
-  plan.slots = std::min(most_slots, std::max<std::int64_t>(1, most_doubles / plan.doubles));
-  plan.slots = std::max<std::int64_t>(1, std::min(plan.slots, count));
+  const std::int64_t slots = most_doubles / std::max<std::int64_t>(1, plan.doubles);
+  plan.slots = std::max<std::int64_t>(1, std::min({slots, most_slots, count}));
   return plan;
 }
 

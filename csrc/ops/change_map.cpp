@@ -12,6 +12,7 @@
 #include "core/map_edges.hpp"
 #include "core/threads.hpp"
 #include "core/windows.hpp"
+#include "ops/change_map_cuda.hpp"
 #include "ops/change_map_kernel.hpp"
 #include "ops/mean_covariance_kernel.hpp"
 
@@ -101,11 +102,85 @@ TensorView real_part(const TensorView& image) {
   return view;
 }
 
+PairPlan kernel_plan(const ChangeMapParams& params, const TensorView& image) {
+  return plan_change_map(params, image.shape[0], image.shape[1], image.shape[2],
+                         is_complex(image.dtype));
+}
+
+std::size_t plan_kernels(Scratch& scratch, const TensorView& image, ChangeMapLaunch& p) {
+  const std::int64_t rows = image.shape[0];
+  const std::int64_t cols = image.shape[1];
+  p.weights = scratch.take<std::uint8_t>(rows * cols);
+  p.origins =
+      scratch.take<double>(change_origins(rows, cols, image.shape[2], is_complex(image.dtype)));
+  p.matrices = scratch.take<double>(p.plan.workspace_doubles());
+  return scratch.bytes();
+}
+
+std::size_t kernel_bytes(const ChangeMapParams& params, const TensorView& image) {
+  Scratch scratch;
+  ChangeMapLaunch p;
+  p.plan = kernel_plan(params, image);
+  return plan_kernels(scratch, image, p);
+}
+
+// The CUDA kernels, on the device or in the emulator.
+void launch(const ChangeMapParams& params, const TensorView& first, const TensorView& second,
+            const TensorView& mask, const TensorView& score, const TensorView& status,
+            const Workspace& workspace, Route route, std::uintptr_t stream) {
+  if (first.shape[2] > most_pair_rows) {
+    throw_value_error(op, "first",
+                      "the CUDA kernels cover 1 to " + std::to_string(most_pair_rows) + " channels",
+                      std::to_string(first.shape[2]));
+  }
+  if (params.window > most_change_window) {
+    throw_value_error(op, "window",
+                      "the CUDA kernels cover 1 to " + std::to_string(most_change_window),
+                      std::to_string(params.window));
+  }
+  ChangeMapLaunch p;
+  const TensorView* const images[2] = {&first, &second};
+  for (int k = 0; k < 2; ++k) {
+    p.images[k] = images[k]->data;
+    p.row_strides[k] = images[k]->strides[0];
+    p.col_strides[k] = images[k]->strides[1];
+    p.channel_strides[k] = images[k]->strides[2];
+  }
+  p.single = real_dtype(first.dtype) == DType::f32;
+  p.complex = is_complex(first.dtype);
+  if (is_given(mask)) {
+    p.mask = static_cast<const std::uint8_t*>(mask.data);
+    p.mask_row_stride = mask.strides[0];
+    p.mask_col_stride = mask.strides[1];
+  }
+  p.rows = static_cast<int>(first.shape[0]);
+  p.cols = static_cast<int>(first.shape[1]);
+  p.channels = static_cast<int>(first.shape[2]);
+  const bool edges = params.border == MapBorder::shift || params.border == MapBorder::valid;
+  p.edge = edges ? params.window / 2 : 0;
+  p.params = params;
+  p.smallest_pivot = smallest_window_pivot;
+  p.plan = kernel_plan(params, first);
+  p.chunk = change_chunk(params, p.plan, p.channels, p.complex);
+  check_workspace(op, workspace, kernel_bytes(params, first));
+  Scratch scratch(workspace);
+  plan_kernels(scratch, first, p);
+  p.score = score.data;
+  p.status = static_cast<std::uint8_t*>(status.data);
+  if constexpr (built_with_cuda) {
+    if (route == Route::cuda) cuda::change_map(p, stream);
+  }
+  if constexpr (built_with_emulator) {
+    if (route == Route::emulator) emulator::change_map(p, stream);
+  }
+}
+
 }  // namespace
 
 std::size_t change_map_workspace(const ChangeMapParams& params, const TensorView& first,
                                  const TensorView& second, int threads) {
   check_inputs(params, first, second);
+  if (uses_kernels(first.device)) return kernel_bytes(params, first);
   Scratch scratch;
   make_plan(scratch, params, first, resolve_threads(op, threads));
   return scratch.bytes();
@@ -120,7 +195,11 @@ void change_map(const ChangeMapParams& params, const TensorView& first, const Te
   const std::int64_t cols = first.shape[1];
   check_output(op, "score", score, real_dtype(first.dtype), {rows, cols});
   check_output(op, "status", status, DType::u8, {rows, cols});
-  select_route(op, execution, first.device, false);
+  const Route route = select_route(op, execution, first.device, true);
+  if (route != Route::cpu) {
+    launch(params, first, second, mask, score, status, workspace, route, execution.stream);
+    return;
+  }
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, change_map_workspace(params, first, second, threads));
   Scratch scratch(workspace);

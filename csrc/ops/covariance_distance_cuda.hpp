@@ -28,8 +28,10 @@ struct CovarianceDistanceLaunch {
 };
 
 inline PairPlan plan_distances(Metric metric, std::int64_t n, bool hermitian, std::int64_t count) {
-  return plan_pairs(needs_third_matrix(metric) ? 3 : 2, n, hermitian, count, pair_shared_doubles,
-                    0);
+  return plan_pairs(needs_third_matrix(metric) ? 3 : 2, n, hermitian, count,
+                    [](std::int64_t pairs, std::int64_t doubles) {
+                      return pairs * doubles <= pair_shared_doubles;
+                    });
 }
 
 namespace cuda {

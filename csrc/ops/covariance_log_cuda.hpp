@@ -26,7 +26,9 @@ struct CovarianceLogLaunch {
 };
 
 inline PairPlan plan_logarithms(std::int64_t n, bool hermitian, std::int64_t count) {
-  return plan_pairs(1, n, hermitian, count, pair_shared_doubles, 0);
+  return plan_pairs(1, n, hermitian, count, [](std::int64_t pairs, std::int64_t doubles) {
+    return pairs * doubles <= pair_shared_doubles;
+  });
 }
 
 namespace cuda {
