@@ -136,6 +136,9 @@ double affine(const double (&terms)[3], double first, double second) {
   return terms[0] + terms[1] * first + terms[2] * second;
 }
 
+// Larger gradients do not fit into the caches and are written past them.
+constexpr std::int64_t streamed_bytes = 8 << 20;
+
 // Keeps a task near 10^5 operations.
 std::int64_t planes_per_task(const TensorView& field) {
   const std::int64_t pixels = static_cast<std::int64_t>(rows_of(field)) * cols_of(field);
@@ -220,6 +223,9 @@ void grf(const GrfParams& params, const TensorView& field, const TensorView& log
       const MatrixBatch batch = matrix_batch(field, is_given(log_variance) ? log_variance : field);
       const std::int64_t pixels = static_cast<std::int64_t>(rows_of(field)) * cols_of(field);
       const std::int64_t per_task = planes_per_task(field);
+      common.stream = element_count(field) * static_cast<std::int64_t>(sizeof(T)) > streamed_bytes;
+      // The hardware looks ahead within a page only.
+      common.ahead = pixels * static_cast<std::int64_t>(sizeof(T)) <= 8192;
       const auto at = [](const TensorView& view, std::int64_t offset) {
         return is_given(view) ? static_cast<T*>(view.data) + offset : nullptr;
       };

@@ -28,6 +28,8 @@ struct GrfBlock {
   T log_scale;
   T* log_variance_gradient;  // contiguous
 
+  bool stream;   // the gradients need not stay in cache
+  bool ahead;    // planes are small and follow each other: ask for the next one meanwhile
   T* scratch;    // scratch_elements(), 64-byte aligned, zero at the first call
   double* sums;  // quad, slope, rise, excess
 };

@@ -71,7 +71,10 @@ struct Plane {
   // Lanes behind the last column are zero.
   MAHAL_INLINE V field_row(int i, int column) const {
     const T* row = b.field + i * b.row_stride + column * b.col_stride;
-    if (b.col_stride == 1 && column + L <= b.cols.n) return S::loadu(row) - S::set1(mean);
+    if (b.col_stride == 1 && column + L <= b.cols.n) {
+      if (b.ahead) prefetch(row + b.rows.n * b.row_stride);
+      return S::loadu(row) - S::set1(mean);
+    }
     alignas(64) T lane[L] = {};
     for (int l = 0; l < L && column + l < b.cols.n; ++l) lane[l] = row[l * b.col_stride] - mean;
     return S::load(lane);
@@ -85,12 +88,21 @@ struct Plane {
     }
   }
 
+  // Parts of lines from many rows at once would leave the write buffers half full.
+  MAHAL_INLINE void put(T* to, V v) const {
+    if (sizeof(V) == 64 && b.stream) {
+      S::stream(to, v);
+    } else {
+      S::storeu(to, v);
+    }
+  }
+
   MAHAL_INLINE void back_along_rows_block(const T* from, std::ptrdiff_t ld, int count, int c) {
     T* out = b.field_gradient + c;
     for (int i = 0; i < b.rows.n; ++i) {
       T* row = out + static_cast<std::ptrdiff_t>(i) * b.cols.n;
       if (count == L) {
-        S::storeu(row, S::load(from + i * ld) * S::set1(b.field_scale));
+        put(row, S::load(from + i * ld) * S::set1(b.field_scale));
       } else {
         for (int l = 0; l < count; ++l) row[l] = from[i * ld + l] * b.field_scale;
       }
@@ -111,8 +123,7 @@ struct Plane {
         T* to = b.field_gradient + c;
         MAHAL_UNROLL
         for (int t = 0; t < base; ++t) {
-          S::storeu(to + static_cast<std::ptrdiff_t>(t) * b.cols.n,
-                    out[t] * S::set1(b.field_scale));
+          put(to + static_cast<std::ptrdiff_t>(t) * b.cols.n, out[t] * S::set1(b.field_scale));
         }
         continue;
       }
@@ -227,6 +238,7 @@ void field_of(const GrfBlock<T>& block) {
   with_base(block.cols.base, [&]<int base>() { plane.template along_cols<base>(); });
   if (block.field_gradient == nullptr) return;
   with_base(block.rows.base, [&]<int base>() { plane.template back_along_rows<base>(); });
+  if (block.stream) store_fence();
 }
 
 template <class S, class T>
@@ -255,6 +267,7 @@ void log_variance_of(const GrfBlock<T>& b) {
       const bool whole = j + L <= cols;
       V u;
       if (whole && b.log_col_stride == 1) {
+        if (b.ahead) prefetch(row + j + b.rows.n * b.log_row_stride);
         u = S::loadu(row + j) + shift;
       } else {
         // Lanes behind the end add nothing at u = 0.
@@ -269,7 +282,9 @@ void log_variance_of(const GrfBlock<T>& b) {
       excess = excess + (up - u);
       if (b.log_variance_gradient != nullptr) {
         const V gradient = up * scale;
-        if (whole) {
+        if (whole && b.stream) {
+          S::stream(out + j, gradient);
+        } else if (whole) {
           S::storeu(out + j, gradient);
         } else {
           alignas(64) T lane[L];
@@ -281,6 +296,7 @@ void log_variance_of(const GrfBlock<T>& b) {
     }
   }
   flush();
+  if (b.stream) store_fence();
   b.sums[2] = rises;
   b.sums[3] = excesses;
 }
