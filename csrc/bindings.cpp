@@ -539,8 +539,9 @@ void spectral_angle(const Array& image, const Array& target, const Array& angle,
                         execution_of(threads, stream));
 }
 
-std::size_t grf_workspace(const Array& field, const Array& slope, int threads) {
-  return mahal::grf_workspace(field, slope, threads);
+std::size_t grf_workspace(const Array& field, const Array& slope, const Array& field_gradient,
+                          int threads) {
+  return mahal::grf_workspace(field, slope, field_gradient, threads);
 }
 
 using Terms = std::tuple<double, double, double>;

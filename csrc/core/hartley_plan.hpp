@@ -9,12 +9,13 @@
 
 namespace mahal {
 
+// `largest_base` is a power of two up to 32; with 1 there are stages alone.
 template <class T>
-HartleyPlan<T> hartley_factors(int n) {
+HartleyPlan<T> hartley_factors(int n, int largest_base = 32) {
   HartleyPlan<T> plan;
   plan.n = n;
   int rest = n;
-  while (rest % 2 == 0 && plan.base < 32) {
+  while (rest % 2 == 0 && plan.base < largest_base) {
     plan.base *= 2;
     rest /= 2;
   }

@@ -5,11 +5,13 @@
 #include <string>
 
 #include "core/checks.hpp"
+#include "core/device_plan.hpp"
 #include "core/dispatch.hpp"
 #include "core/hartley_plan.hpp"
 #include "core/matrix_batch.hpp"
 #include "core/scratch.hpp"
 #include "core/threads.hpp"
+#include "ops/grf_cuda.hpp"
 #include "ops/grf_kernel.hpp"
 
 namespace mahal {
@@ -132,6 +134,94 @@ void spread(const TensorView& quarter, const TensorView& field, int lanes, bool 
   if (centered) out[-static_cast<std::int64_t>((rows + lanes - 1) / lanes) * lanes * half] = T(0);
 }
 
+bool is_small(const TensorView& field) {
+  return std::max(rows_of(field), cols_of(field)) <= grf_small;
+}
+
+// Lines per block along an axis of a larger plane.
+template <class T>
+int lines_of(const HartleyPlan<T>& plan, bool on_device) {
+  int lines = 0;
+  if constexpr (built_with_cuda) {
+    if (on_device) lines = cuda::grf_lines(plan);
+  }
+  if constexpr (built_with_emulator) {
+    if (!on_device) lines = emulator::grf_lines(plan);
+  }
+  if (lines == 0) {
+    throw_value_error(op, "field", "must have sides of which the CUDA kernels hold a line on chip",
+                      std::to_string(plan.n));
+  }
+  return lines;
+}
+
+// The launch without the pointers of the caller.
+template <class T>
+GrfLaunch<T> plan_launch(Scratch& scratch, const TensorView& field,
+                         const TensorView& field_gradient) {
+  GrfLaunch<T> launch;
+  launch.rows = hartley_factors<T>(rows_of(field), 1);
+  launch.cols = hartley_factors<T>(cols_of(field), 1);
+  if (is_small(field)) return launch;
+  const bool on_device = field.device.kind == DeviceKind::cuda;
+  launch.row_lines = lines_of(launch.cols, on_device);
+  launch.col_lines = lines_of(launch.rows, on_device);
+  const std::int64_t planes = plane_count(field);
+  launch.means = scratch.take<T>(planes);
+  launch.sums = scratch.take<double>(2 * planes * grf_tiles(launch));
+  launch.excesses = scratch.take<double>(2 * planes * grf_chunks(launch));
+  launch.between = is_given(field_gradient) ? static_cast<T*>(field_gradient.data)
+                                            : scratch.take<T>(element_count(field));
+  return launch;
+}
+
+// The CUDA kernels, on the device or in the emulator.
+template <class T>
+void launch(const GrfParams& params, const TensorView& field, const TensorView& log_variance,
+            const TensorView& precision, const TensorView& slope, const TensorView& weight,
+            const GrfOutputs& outputs, Scratch& memory, Route route, std::uintptr_t stream) {
+  GrfLaunch<T> arguments = plan_launch<T>(memory, field, outputs.field_gradient);
+  const auto pointer = [](const TensorView& view) { return static_cast<T*>(view.data); };
+  arguments.batch = matrix_batch(field, is_given(log_variance) ? log_variance : field);
+  if (arguments.batch.count == 0) return;
+  const std::int64_t largest =
+      is_small(field) ? 1
+                      : std::max({std::int64_t{rows_of(field)}, std::int64_t{cols_of(field)},
+                                  grf_chunks(arguments)});
+  if (arguments.batch.count > std::numeric_limits<std::int32_t>::max() / largest) {
+    throw_value_error(op, "field", "has more planes than one launch of the CUDA kernels takes",
+                      shape_text(field));
+  }
+  arguments.field = pointer(field);
+  arguments.row_stride = field.strides[field.rank - 2];
+  arguments.col_stride = field.strides[field.rank - 1];
+  if (is_given(log_variance)) {
+    arguments.log_variance = pointer(log_variance);
+    arguments.log_row_stride = log_variance.strides[field.rank - 2];
+    arguments.log_col_stride = log_variance.strides[field.rank - 1];
+  }
+  arguments.centered = params.centered;
+  arguments.shift = params.shift;
+  arguments.precision = pointer(precision);
+  arguments.slope = pointer(slope);
+  arguments.weight = pointer(weight);
+  std::copy_n(params.value, 3, arguments.value_terms);
+  std::copy_n(params.range_slope, 3, arguments.range_terms);
+  std::copy_n(params.variance_slope, 3, arguments.variance_terms);
+  arguments.field_scale = params.field_scale;
+  arguments.value = pointer(outputs.value);
+  arguments.range_slope = pointer(outputs.range_slope);
+  arguments.variance_slope = pointer(outputs.variance_slope);
+  arguments.field_gradient = pointer(outputs.field_gradient);
+  arguments.log_variance_gradient = pointer(outputs.log_variance_gradient);
+  if constexpr (built_with_cuda) {
+    if (route == Route::cuda) cuda::grf(arguments, stream);
+  }
+  if constexpr (built_with_emulator) {
+    if (route == Route::emulator) emulator::grf(arguments, stream);
+  }
+}
+
 double affine(const double (&terms)[3], double first, double second) {
   return terms[0] + terms[1] * first + terms[2] * second;
 }
@@ -147,10 +237,15 @@ std::int64_t planes_per_task(const TensorView& field) {
 
 }  // namespace
 
-std::size_t grf_workspace(const TensorView& field, const TensorView& slope, int threads) {
+std::size_t grf_workspace(const TensorView& field, const TensorView& slope,
+                          const TensorView& field_gradient, int threads) {
   check_field_view(field);
   return dispatch_float(field.dtype, [&]<class T>() {
     Scratch scratch;
+    if (runs_on_device(field.device)) {
+      plan_launch<T>(scratch, field, field_gradient);
+      return scratch.bytes();
+    }
     make_plan<T>(scratch, field, is_given(slope), resolve_threads(op, threads));
     return scratch.bytes();
   });
@@ -187,11 +282,18 @@ void grf(const GrfParams& params, const TensorView& field, const TensorView& log
   if (is_given(outputs.log_variance_gradient) && !is_given(log_variance)) {
     throw_type_error(op, "log_variance", "must be given with its gradient", "None");
   }
-  select_route(op, execution, field.device, false);
+  const Route route = select_route(op, execution, field.device, true);
   const int threads = resolve_threads(op, execution.threads);
-  check_workspace(op, workspace, grf_workspace(field, slope, threads));
+  check_workspace(op, workspace, grf_workspace(field, slope, outputs.field_gradient, threads));
 
   Scratch memory(workspace);
+  if (route != Route::cpu) {
+    dispatch_float(field.dtype, [&]<class T>() {
+      launch<T>(params, field, log_variance, precision, slope, weight, outputs, memory, route,
+                execution.stream);
+    });
+    return;
+  }
   dispatch_float(field.dtype, [&]<class T>() {
     Plan<T> plan = make_plan<T>(memory, field, is_given(slope), threads);
     fill_hartley(plan.rows, plan.rows_first, plan.rows_twiddles);

@@ -30,15 +30,17 @@ struct GrfOutputs {
   TensorView field_gradient, log_variance_gradient;  // like the field
 };
 
-MAHAL_API std::size_t grf_workspace(const TensorView& field, const TensorView& slope, int threads);
+MAHAL_API std::size_t grf_workspace(const TensorView& field, const TensorView& slope,
+                                    const TensorView& field_gradient, int threads);
 
 // field: (..., rows, cols), float32 or float64, any strides. log_variance: not given, or like the
 // field. precision: (rows / 2 + 1, cols / 2 + 1), 1 / (N eigenvalue) for the eigenvalues of S in
 // the order of a Fourier transform, which are even along both axes; its first element is ignored
 // where `centered`. slope: not given, or alike, -d precision / d log range; range_slope needs it.
 // weight: not given, or one factor per plane for the two gradients. All of one dtype. With
-// log_variance, log_variance_gradient = weight * (e^u - 1) / 2. A plane with a value that is not
-// finite gives NaN or infinity for itself alone.
+// log_variance, log_variance_gradient = weight * (e^u - 1) / 2. The CUDA kernels take sides of
+// which a block holds a line in shared memory. A plane with a value that is not finite gives NaN or
+// infinity for itself alone.
 MAHAL_API void grf(const GrfParams& params, const TensorView& field, const TensorView& log_variance,
                    const TensorView& precision, const TensorView& slope, const TensorView& weight,
                    const GrfOutputs& outputs, const Workspace& workspace,

@@ -142,7 +142,8 @@ def run(
         return found
     precision = table_like(of.precision, field)
     slope = table_like(of.slope, field) if sloped and of.slope is not None else None
-    memory = workspace(field, _core.grf_workspace(field, slope, threads))
+    size = _core.grf_workspace(field, slope, found.field_gradient, threads)
+    memory = workspace(field, size)
     _core.grf(
         field,
         log_variance,
