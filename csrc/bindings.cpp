@@ -13,11 +13,13 @@
 #include "core/threads.hpp"
 #include "mahal/change_map.hpp"
 #include "mahal/cholesky.hpp"
+#include "mahal/cholesky_backward.hpp"
 #include "mahal/context.hpp"
 #include "mahal/covariance_distance.hpp"
 #include "mahal/covariance_distance_backward.hpp"
 #include "mahal/covariance_log.hpp"
 #include "mahal/covariance_log_backward.hpp"
+#include "mahal/detector_backward.hpp"
 #include "mahal/error.hpp"
 #include "mahal/grf.hpp"
 #include "mahal/local_covariance.hpp"
@@ -25,11 +27,13 @@
 #include "mahal/mahalanobis.hpp"
 #include "mahal/matched.hpp"
 #include "mahal/mean_covariance.hpp"
+#include "mahal/mean_covariance_backward.hpp"
 #include "mahal/rx.hpp"
 #include "mahal/spectral_angle.hpp"
 #include "mahal/structural_similarity.hpp"
 #include "mahal/structural_similarity_backward.hpp"
 #include "mahal/whiten.hpp"
+#include "mahal/whiten_backward.hpp"
 #include "mahal/window_estimators.hpp"
 
 namespace {
@@ -260,6 +264,69 @@ void cholesky(const Array& a, const Array& factor, const Array& status, const Ar
                   execution_of(threads, stream));
 }
 
+std::size_t cholesky_backward_workspace(const Array& factor, int threads) {
+  return mahal::cholesky_backward_workspace({}, factor, threads);
+}
+
+void cholesky_backward(const Array& factor, const Array& grad, const Array& grad_a,
+                       const Array& workspace, double loading, int threads, std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::cholesky_backward({loading}, factor, grad, grad_a, workspace_of(workspace),
+                           execution_of(threads, stream));
+}
+
+std::size_t mean_covariance_backward_workspace(const Array& x, int threads) {
+  return mahal::mean_covariance_backward_workspace(x, threads);
+}
+
+void mean_covariance_backward(const Array& x, const Array& mask, const Array& grad_mean,
+                              const Array& grad_covariance, const Array& grad_x,
+                              const Array& workspace, double ddof, bool center, int threads,
+                              std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::mean_covariance_backward({ddof, center}, x, mask, grad_mean, grad_covariance, grad_x,
+                                  workspace_of(workspace), execution_of(threads, stream));
+}
+
+mahal::DetectorBackwardParams detector_params(const std::string& caller, const std::string& score,
+                                              bool center, bool estimate) {
+  using mahal::DetectorScore;
+  static constexpr std::pair<const char*, DetectorScore> scores[] = {
+      {"distance", DetectorScore::distance},
+      {"ace", DetectorScore::ace},
+      {"signed_ace", DetectorScore::signed_ace},
+      {"filter", DetectorScore::filter},
+      {"normalized_filter", DetectorScore::normalized_filter}};
+  for (const auto& [known, kind] : scores) {
+    if (score == known) return {caller.c_str(), kind, center, estimate};
+  }
+  mahal::throw_value_error(caller.c_str(), "score", "must be one of DetectorScore", quoted(score));
+}
+
+std::size_t detector_backward_workspace(const std::string& caller, const std::string& score,
+                                        const Array& grad, const Array& image, const Array& target,
+                                        const Array& mean, const Array& background,
+                                        const Array& covariance, const Array& mask, bool center,
+                                        bool estimate, int threads) {
+  return mahal::detector_backward_workspace(
+      detector_params(caller, score, center, estimate),
+      {grad, image, target, mean, background, covariance, mask}, threads);
+}
+
+void detector_backward(const std::string& caller, const std::string& score, const Array& grad,
+                       const Array& image, const Array& target, const Array& mean,
+                       const Array& background, const Array& covariance, const Array& mask,
+                       const Array& grad_image, const Array& grad_target, const Array& grad_mean,
+                       const Array& grad_background, const Array& grad_covariance,
+                       const Array& workspace, bool center, bool estimate, int threads,
+                       std::uintptr_t stream) {
+  const mahal::DetectorBackwardParams params = detector_params(caller, score, center, estimate);
+  const Unlock unlock;
+  mahal::detector_backward(params, {grad, image, target, mean, background, covariance, mask},
+                           {grad_image, grad_target, grad_mean, grad_background, grad_covariance},
+                           workspace_of(workspace), execution_of(threads, stream));
+}
+
 mahal::Metric metric_from_name(const char* op, const std::string& name) {
   using mahal::Metric;
   static constexpr std::pair<const char*, Metric> metrics[] = {
@@ -433,6 +500,18 @@ void whiten(const Array& x, const Array& mean, const Array& covariance, const Ar
             const Array& workspace, int threads, std::uintptr_t stream) {
   const Unlock unlock;
   mahal::whiten(x, mean, covariance, y, workspace_of(workspace), execution_of(threads, stream));
+}
+
+std::size_t whiten_backward_workspace(const Array& y, int threads) {
+  return mahal::whiten_backward_workspace(y, threads);
+}
+
+void whiten_backward(const Array& grad, const Array& y, const Array& covariance,
+                     const Array& grad_x, const Array& grad_mean, const Array& grad_covariance,
+                     const Array& workspace, int threads, std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::whiten_backward(grad, y, covariance, grad_x, grad_mean, grad_covariance,
+                         workspace_of(workspace), execution_of(threads, stream));
 }
 
 std::size_t mahalanobis_workspace(const Array& x, int threads) {
@@ -629,12 +708,16 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("mean_covariance_workspace", &mean_covariance_workspace);
   m.def("mean_covariance", &mean_covariance);
+  m.def("mean_covariance_backward_workspace", &mean_covariance_backward_workspace);
+  m.def("mean_covariance_backward", &mean_covariance_backward);
   m.def("local_covariance_workspace", &local_covariance_workspace);
   m.def("local_covariance", &local_covariance);
   m.def("local_covariance_backward_workspace", &local_covariance_backward_workspace);
   m.def("local_covariance_backward", &local_covariance_backward);
   m.def("cholesky_workspace", &cholesky_workspace);
   m.def("cholesky", &cholesky);
+  m.def("cholesky_backward_workspace", &cholesky_backward_workspace);
+  m.def("cholesky_backward", &cholesky_backward);
   m.def("change_map_workspace", &change_map_workspace);
   m.def("change_map", &change_map);
   m.def("covariance_distance_workspace", &covariance_distance_workspace);
@@ -647,12 +730,16 @@ PYBIND11_MODULE(_core, m) {
   m.def("covariance_log_backward", &covariance_log_backward);
   m.def("grf_workspace", &grf_workspace);
   m.def("grf", &grf);
+  m.def("detector_backward_workspace", &detector_backward_workspace);
+  m.def("detector_backward", &detector_backward);
   m.def("structural_similarity_workspace", &structural_similarity_workspace);
   m.def("structural_similarity", &structural_similarity);
   m.def("structural_similarity_backward_workspace", &structural_similarity_backward_workspace);
   m.def("structural_similarity_backward", &structural_similarity_backward);
   m.def("whiten_workspace", &whiten_workspace);
   m.def("whiten", &whiten);
+  m.def("whiten_backward_workspace", &whiten_backward_workspace);
+  m.def("whiten_backward", &whiten_backward);
   m.def("mahalanobis_workspace", &mahalanobis_workspace);
   m.def("mahalanobis", &mahalanobis);
   m.def("matched_workspace", &matched_workspace);

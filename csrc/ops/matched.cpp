@@ -176,15 +176,6 @@ void check_inputs(const MatchedParams& params, const TensorView& image, const Te
   if (is_given(covariance)) check_mean_and_covariance(op, image, TensorView{}, covariance);
 }
 
-// g = L^-T w in place.
-void backward(const Factor& f, int bands, double* g) {
-  for (int i = bands - 1; i >= 0; --i) {
-    const double* row = f.lower + static_cast<std::int64_t>(i) * f.padded;
-    g[i] *= f.inverse_diagonal[i];
-    for (int j = 0; j < i; ++j) g[j] -= row[j] * g[i];
-  }
-}
-
 // From targets to the directions whose products with a pixel make the score: unit vectors w / |w|
 // in whitened coordinates, or what a linear score multiplies the difference x - offset with.
 void prepare_directions(const MatchedParams& params, const Plan& p, const Shape& s,
@@ -210,7 +201,8 @@ void prepare_directions(const MatchedParams& params, const Plan& p, const Shape&
       const bool unit = is_cosine(params.score) || params.score == MatchedScore::normalized_filter;
       const double length = unit ? std::sqrt(square) : square;
       for (int j = 0; j < s.bands; ++j) w[j] /= length;
-      if (!is_cosine(params.score)) backward(p.factor, s.bands, w);
+      if (!is_cosine(params.score))
+        backward(p.factor.lower, p.factor.padded, p.factor.inverse_diagonal, s.bands, w);
     }
     if (s.parts == 2) {
       std::fill_n(w + s.padded, s.padded, 0.0);

@@ -25,6 +25,15 @@ inline void forward(const double* lower, std::ptrdiff_t stride, const double* in
     s[i] = (s[i] - dot(lower + i * stride, s, i)) * inverse_diagonal[i];
 }
 
+// L^-T s in place.
+inline void backward(const double* lower, std::ptrdiff_t stride, const double* inverse_diagonal,
+                     int bands, double* s) {
+  for (int i = bands - 1; i >= 0; --i) {
+    s[i] *= inverse_diagonal[i];
+    for (int j = 0; j < i; ++j) s[j] -= lower[i * stride + j] * s[i];
+  }
+}
+
 // Takes `count` orthonormal rows out of `row`, twice, as once leaves rounding behind, and brings it
 // to unit length. False when nothing but rounding is left.
 inline bool orthonormalize(const double* rows, int count, int padded, int bands, double* row) {

@@ -35,6 +35,9 @@ _PARTS = {"complex64": "float32", "complex128": "float64"}
 
 # Ops that have a gradient in torch, for some of their arguments at least.
 _DIFFERENTIABLE = (
+    "ace",
+    "cem",
+    "cholesky",
     "covariance_distance",
     "covariance_log",
     "grf_kl",
@@ -42,6 +45,10 @@ _DIFFERENTIABLE = (
     "grf_sample",
     "grf_spectrum",
     "local_covariance",
+    "mahalanobis",
+    "matched_filter",
+    "mean_covariance",
+    "rx",
     "structural_similarity",
     "whiten",
 )

@@ -66,6 +66,19 @@ def grf(
     threads: int,
     stream: int,
 ) -> None: ...
+def mean_covariance_backward_workspace(x: Any, threads: int) -> int: ...
+def mean_covariance_backward(
+    x: Any,
+    mask: Any,
+    grad_mean: Any,
+    grad_covariance: Any,
+    grad_x: Any,
+    workspace: Any,
+    ddof: float,
+    center: bool,
+    threads: int,
+    stream: int,
+) -> None: ...
 def local_covariance_workspace(
     image: Any, windows: list[tuple[int, int]], border: str, ddof: int, center: bool, threads: int
 ) -> int: ...
@@ -132,6 +145,16 @@ def cholesky_workspace(a: Any, threads: int) -> int: ...
 def cholesky(
     a: Any, factor: Any, status: Any, workspace: Any, loading: float, threads: int, stream: int
 ) -> None: ...
+def cholesky_backward_workspace(factor: Any, threads: int) -> int: ...
+def cholesky_backward(
+    factor: Any,
+    grad: Any,
+    grad_a: Any,
+    workspace: Any,
+    loading: float,
+    threads: int,
+    stream: int,
+) -> None: ...
 def covariance_distance_workspace(
     a: Any, b: Any, metric: str, looks_a: float, looks_b: float, threads: int
 ) -> int: ...
@@ -179,6 +202,41 @@ def covariance_log_backward(
     grad_a: Any,
     workspace: Any,
     loading: float,
+    threads: int,
+    stream: int,
+) -> None: ...
+def detector_backward_workspace(
+    caller: str,
+    score: str,
+    grad: Any,
+    image: Any,
+    target: Any,
+    mean: Any,
+    background: Any,
+    covariance: Any,
+    mask: Any,
+    center: bool,
+    estimate: bool,
+    threads: int,
+) -> int: ...
+def detector_backward(
+    caller: str,
+    score: str,
+    grad: Any,
+    image: Any,
+    target: Any,
+    mean: Any,
+    background: Any,
+    covariance: Any,
+    mask: Any,
+    grad_image: Any,
+    grad_target: Any,
+    grad_mean: Any,
+    grad_background: Any,
+    grad_covariance: Any,
+    workspace: Any,
+    center: bool,
+    estimate: bool,
     threads: int,
     stream: int,
 ) -> None: ...
@@ -241,6 +299,18 @@ def structural_similarity_backward(
 def whiten_workspace(x: Any, threads: int) -> int: ...
 def whiten(
     x: Any, mean: Any, covariance: Any, y: Any, workspace: Any, threads: int, stream: int
+) -> None: ...
+def whiten_backward_workspace(y: Any, threads: int) -> int: ...
+def whiten_backward(
+    grad: Any,
+    y: Any,
+    covariance: Any,
+    grad_x: Any,
+    grad_mean: Any,
+    grad_covariance: Any,
+    workspace: Any,
+    threads: int,
+    stream: int,
 ) -> None: ...
 def mahalanobis_workspace(x: Any, threads: int) -> int: ...
 def mahalanobis(

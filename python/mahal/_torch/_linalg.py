@@ -37,3 +37,10 @@ def cholesky_tangent(factor: Tensor, tangent: Tensor) -> Tensor:
     left = torch.linalg.solve_triangular(factor, tangent, upper=False)
     inner = torch.linalg.solve_triangular(factor.mH, left, upper=True, left=False)
     return factor @ _half_lower(inner)
+
+
+def identity_times_trace(matrix: Tensor) -> Tensor:
+    """``trace(A) / n I``, the share of a matrix that diagonal loading adds."""
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1).real.to(matrix.dtype)
+    mean = diagonal.mean(-1, keepdim=True)
+    return torch.diag_embed(mean.expand(*diagonal.shape))

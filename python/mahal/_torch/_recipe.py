@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -298,6 +299,53 @@ def define(
     return DifferentiableOp(name, schema, forward, fake, save, backward, jvp, vmap)
 
 
+def _differentiable_part(
+    plain: Forward, tensors: Tensors, constants: Constants
+) -> tuple[list[int], Tensors, Forward]:
+    """Places and values of the tensors that a derivative can be taken for, and the function."""
+    places = [
+        k
+        for k, t in enumerate(tensors)
+        if t is not None and (t.is_floating_point() or t.is_complex())
+    ]
+
+    def function(*chosen: Tensor) -> Tensors:
+        every = list(tensors)
+        for place, tensor in zip(places, chosen, strict=True):
+            every[place] = tensor
+        return _as_tuple(plain(*every, **constants))
+
+    return places, tuple(tensors[k] for k in places), function
+
+
+def gradients_of(
+    plain: Forward, tensors: Tensors, constants: Constants, grads: Tensors, needs: Tensors
+) -> Tensors:
+    """Gradients of a function that is written in torch; None where not needed."""
+    places, chosen, function = _differentiable_part(plain, tensors, constants)
+    outputs, pull = torch.func.vjp(function, *chosen)
+    seeds = tuple(
+        torch.zeros_like(o) if g is None else g for o, g in zip(outputs, grads, strict=True)
+    )
+    found = dict(zip(places, pull(seeds), strict=True))
+    return tuple(found.get(k) if needed else None for k, needed in enumerate(needs))
+
+
+def tangents_of(
+    plain: Forward, tensors: Tensors, constants: Constants, tangents: Tensors
+) -> Tensors:
+    """Tangents of the outputs of a function that is written in torch."""
+    places, chosen, function = _differentiable_part(plain, tensors, constants)
+    seeds = tuple(
+        torch.zeros_like(t) if tangents[k] is None else tangents[k]
+        for k, t in zip(places, chosen, strict=True)
+    )
+    # The transpose of the transpose, since forward mode does not nest.
+    outputs, pull = torch.func.vjp(function, *chosen)
+    _, push = torch.func.vjp(lambda *grads: pull(grads), *(torch.zeros_like(o) for o in outputs))
+    return _as_tuple(push(seeds))
+
+
 def define_backward(
     name: str,
     schema: str,
@@ -318,50 +366,13 @@ def define_backward(
         As for `define`.
     """
 
-    def given(saved: Tensors, constants: Constants) -> tuple[list[int], Tensors, Forward]:
-        places = [
-            k
-            for k, t in enumerate(saved)
-            if t is not None and (t.is_floating_point() or t.is_complex())
-        ]
-
-        def function(*tensors: Tensor) -> Tensors:
-            every = list(saved)
-            for place, tensor in zip(places, tensors, strict=True):
-                every[place] = tensor
-            return _as_tuple(plain(*every, **constants))
-
-        return places, tuple(saved[k] for k in places), function
-
-    def backward(saved: Tensors, constants: Constants, grads: Tensors, needs: Tensors) -> Tensors:
-        places, tensors, function = given(saved, constants)
-        outputs, pull = torch.func.vjp(function, *tensors)
-        seeds = tuple(
-            torch.zeros_like(o) if g is None else g for o, g in zip(outputs, grads, strict=True)
-        )
-        found = dict(zip(places, pull(seeds), strict=True))
-        return tuple(found.get(k) if needed else None for k, needed in enumerate(needs))
-
-    def jvp(saved: Tensors, constants: Constants, tangents: Tensors) -> Tensors:
-        places, tensors, function = given(saved, constants)
-        seeds = tuple(
-            torch.zeros_like(t) if tangents[k] is None else tangents[k]
-            for k, t in zip(places, tensors, strict=True)
-        )
-        # The transpose of the transpose, since forward mode does not nest.
-        outputs, pull = torch.func.vjp(function, *tensors)
-        _, push = torch.func.vjp(
-            lambda *grads: pull(grads), *(torch.zeros_like(o) for o in outputs)
-        )
-        return _as_tuple(push(seeds))
-
     return define(
         name,
         schema,
         forward=forward,
         fake=fake,
         save=lambda tensors, outputs: tensors,
-        backward=backward,
-        jvp=jvp,
+        backward=partial(gradients_of, plain),
+        jvp=partial(tangents_of, plain),
         vmap=vmap,
     )

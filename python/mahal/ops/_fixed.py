@@ -9,12 +9,11 @@ def fixed_background(
     op: str, x: Array, mean: Array, covariance: Array
 ) -> tuple[Array, Array, Array]:
     """Pixels, mean and covariance as numbers that the kernels take."""
-    differentiable = op in ("whiten",)
-    x = as_float(op, "x", x, differentiable=differentiable)
+    x = as_float(op, "x", x, differentiable=True)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"{op}: x: must have an axis of bands, got shape {tuple(x.shape)}")
-    mean = as_float(op, "mean", mean, like=x, differentiable=differentiable)
-    covariance = as_float(op, "covariance", covariance, like=x, differentiable=differentiable)
+    mean = as_float(op, "mean", mean, like=x, differentiable=True)
+    covariance = as_float(op, "covariance", covariance, like=x, differentiable=True)
     return x, mean, covariance
 
 

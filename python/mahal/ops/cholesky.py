@@ -11,8 +11,10 @@ from mahal._arrays import (
     as_threads,
     check_choice,
     empty,
+    refuse_output,
     stream,
     to_host,
+    wants_torch,
     workspace,
 )
 
@@ -59,24 +61,33 @@ def cholesky(
     """
     op = "cholesky"
     check_choice(op, "singular", singular, ("raise", "nan"))
-    a = as_float(op, "a", a)
+    a = as_float(op, "a", a, differentiable=True)
     count = as_threads(op, threads)
     shape = tuple(a.shape)
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
         raise ValueError(f"{op}: a: must have shape (..., n, n) with n > 0, got {shape}")
     if not 0 <= loading < float("inf"):
         raise ValueError(f"{op}: loading: must be finite and not negative, got {loading!r}")
+    if wants_torch(a):
+        from mahal._torch.cholesky import cholesky as differentiable
+
+        refuse_output(op, out)
+        return differentiable(a, loading=float(loading), singular=singular, threads=count)
     factor = as_output(op, "out", out, a, shape)
-    status = empty(a, shape[:-2], "uint8")
-    if 0 in shape:
-        return factor
-    memory = workspace(a, _core.cholesky_workspace(a, count))
-    _core.cholesky(a, factor, status, memory, loading, count, stream(a))
+    if 0 not in shape:
+        factor_into(factor, a, loading, singular, count)
+    return factor
+
+
+def factor_into(factor: Array, a: Array, loading: float, singular: str, threads: int) -> None:
+    """Run the kernel, and raise where that is the rule for matrices that have no factor."""
+    status = empty(a, a.shape[:-2], "uint8")
+    memory = workspace(a, _core.cholesky_workspace(a, threads))
+    _core.cholesky(a, factor, status, memory, loading, threads, stream(a))
     if singular == "raise":
         failed = to_host(status) != 0
         if failed.any():
             raise SingularError(
-                f"{op}: a: must be positive definite and finite, got {failed.sum()} of "
+                f"cholesky: a: must be positive definite and finite, got {failed.sum()} of "
                 f"{failed.size} matrices that are not"
             )
-    return factor

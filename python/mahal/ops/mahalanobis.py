@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from mahal import _core
-from mahal._arrays import Array, as_threads, empty, real_dtype_name, stream, workspace
+from mahal._arrays import (
+    Array,
+    as_threads,
+    empty,
+    real_dtype_name,
+    stream,
+    wants_torch,
+    workspace,
+)
 from mahal.ops._fixed import as_pixels, fixed_background
 
 
@@ -38,6 +46,10 @@ def mahalanobis(x: Array, mean: Array, covariance: Array, *, threads: int | None
     op = "mahalanobis"
     x, mean, covariance = fixed_background(op, x, mean, covariance)
     count = as_threads(op, threads)
+    if wants_torch(x, mean, covariance):
+        from mahal._torch.detectors import mahalanobis as differentiable
+
+        return differentiable(x, mean, covariance, threads=count)
     score = empty(x, tuple(x.shape[:-1]), real_dtype_name(x))
     if 0 in x.shape:
         return score

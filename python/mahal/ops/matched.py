@@ -19,6 +19,7 @@ from mahal._arrays import (
     empty,
     real_dtype_name,
     stream,
+    wants_torch,
     workspace,
 )
 from mahal.ops._estimators import Estimation, as_estimation, report_estimates
@@ -354,20 +355,42 @@ def _scores(
 ) -> Any:
     check_choice(op, "border", border, ("shift", "reflect", "valid"))
     check_choice(op, "singular", singular, ("load", "nan", "raise"))
-    image = as_float(op, "image", image)
+    estimator = estimation[0]
+    differentiable = window is None and estimator == "scm" and score != "subspace_ace"
+    image = as_float(op, "image", image, differentiable=differentiable)
     sides = (0, 0) if window is None else as_window(op, window)
     check_rank(op, "image", image, *((2, 3) if window is None else (3,)))
-    targets, single = as_targets(op, target, image)
+    targets, single = as_targets(op, target, image, differentiable=differentiable)
     if background is not None:
-        background = as_float(op, "background", background, like=image)
+        background = as_float(
+            op, "background", background, like=image, differentiable=differentiable
+        )
     if covariance is not None:
-        covariance = as_float(op, "covariance", covariance, like=image)
+        covariance = as_float(
+            op, "covariance", covariance, like=image, differentiable=differentiable
+        )
     mask = as_mask(op, mask, image)
     check_flag(op, "center", center)
     count = as_threads(op, threads)
-    estimator = estimation[0]
     if covariance is not None and estimator != "scm":
         raise ValueError(f"{op}: estimator: cannot be combined with covariance, got {estimator!r}")
+    if differentiable and wants_torch(image, targets, background, covariance):
+        from mahal._torch.detectors import detect
+
+        scores, status = detect(
+            image,
+            targets,
+            background,
+            covariance,
+            mask,
+            caller=op,
+            score=score,
+            center=center,
+            singular=singular,
+            threads=count,
+        )
+        scores = scores[..., 0] if single else scores
+        return (scores, status) if return_status else scores
     pixels = tuple(image.shape[:-1])
     maps = () if single or score == "subspace_ace" else (targets.shape[0],)
     scores = empty(image, (*pixels, *maps), real_dtype_name(image))

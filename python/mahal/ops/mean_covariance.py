@@ -13,6 +13,7 @@ from mahal._arrays import (
     dtype_name,
     empty,
     stream,
+    wants_torch,
     workspace,
 )
 from mahal.ops._estimators import (
@@ -92,12 +93,18 @@ def mean_covariance(
     """
     op = "mean_covariance"
     estimation = as_estimation(op, estimator, loading, nu, tolerance, max_iterations)
-    x = as_float(op, "x", x)
+    differentiable = estimator == "scm"
+    x = as_float(op, "x", x, differentiable=differentiable)
     check_rank(op, "x", x, 2, 3)
     mask = as_mask(op, mask, x)
     check_flag(op, "center", center)
     if not 0 <= ddof < float("inf"):
         raise ValueError(f"{op}: ddof: must be finite and not negative, got {ddof!r}")
+    if differentiable and wants_torch(x):
+        from mahal._torch.mean_covariance import mean_covariance as in_torch
+
+        moments: tuple[Array, Array] = in_torch(x, mask, ddof=float(ddof), center=center)
+        return moments
     bands, dtype = x.shape[-1], dtype_name(x)
     mean = empty(x, (bands,), dtype)
     covariance = empty(x, (bands, bands), dtype)

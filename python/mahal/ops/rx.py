@@ -18,6 +18,7 @@ from mahal._arrays import (
     empty,
     real_dtype_name,
     stream,
+    wants_torch,
     workspace,
 )
 from mahal.ops._estimators import as_estimation, report_estimates
@@ -143,13 +144,18 @@ def rx(
     estimation = as_estimation(op, estimator, loading, nu, tolerance, max_iterations)
     check_choice(op, "border", border, ("shift", "reflect", "valid"))
     check_choice(op, "singular", singular, ("load", "nan", "raise"))
-    image = as_float(op, "image", image)
+    differentiable = window is None and estimator == "scm"
+    image = as_float(op, "image", image, differentiable=differentiable)
     sides = (0, 0) if window is None else as_window(op, window)
     check_rank(op, "image", image, *((2, 3) if window is None else (3,)))
     if background is not None:
-        background = as_float(op, "background", background, like=image)
+        background = as_float(
+            op, "background", background, like=image, differentiable=differentiable
+        )
     if covariance is not None:
-        covariance = as_float(op, "covariance", covariance, like=image)
+        covariance = as_float(
+            op, "covariance", covariance, like=image, differentiable=differentiable
+        )
     mask = as_mask(op, mask, image)
     check_flag(op, "center", center)
     count = as_threads(op, threads)
@@ -171,6 +177,22 @@ def rx(
             progress=progress,
         )
         report_estimates(op, status, estimator, singular)
+        return (scores, status) if return_status else scores
+    if differentiable and wants_torch(image, background, covariance):
+        from mahal._torch.detectors import detect
+
+        scores, status = detect(
+            image,
+            None,
+            background,
+            covariance,
+            mask,
+            caller=op,
+            score="distance",
+            center=center,
+            singular=singular,
+            threads=count,
+        )
         return (scores, status) if return_status else scores
     memory = workspace(
         image,
