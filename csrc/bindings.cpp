@@ -35,6 +35,7 @@
 #include "mahal/whiten.hpp"
 #include "mahal/whiten_backward.hpp"
 #include "mahal/window_estimators.hpp"
+#include "mahal/window_scores_backward.hpp"
 
 namespace {
 
@@ -688,6 +689,36 @@ void window_estimators(const std::string& caller, const Array& image, const Arra
                            workspace_of(workspace), execution_of(threads, stream));
 }
 
+mahal::WindowScoresBackwardParams window_scores_backward_params(const std::string& score,
+                                                                Sides window,
+                                                                const std::string& border,
+                                                                bool center) {
+  return {window_of(window), border_from_name("window_scores_backward", border),
+          matched_score_from_name(score), center};
+}
+
+std::size_t window_scores_backward_workspace(const Array& image, const Array& target,
+                                             const Array& covariance, const std::string& score,
+                                             Sides window, const std::string& border, bool center,
+                                             int threads) {
+  return mahal::window_scores_backward_workspace(
+      window_scores_backward_params(score, window, border, center), image, target, covariance,
+      threads);
+}
+
+void window_scores_backward(const Array& image, const Array& target, const Array& covariance,
+                            const Array& mask, const Array& status, const Array& score_gradient,
+                            const Array& gradient, const Array& target_gradient,
+                            const Array& covariance_gradient, const Array& workspace,
+                            const std::string& score, Sides window, const std::string& border,
+                            bool center, int threads, std::uintptr_t stream) {
+  const auto params = window_scores_backward_params(score, window, border, center);
+  const Unlock unlock;
+  mahal::window_scores_backward(params, image, target, covariance, mask, status, score_gradient,
+                                gradient, target_gradient, covariance_gradient,
+                                workspace_of(workspace), execution_of(threads, stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -750,6 +781,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("spectral_angle", &spectral_angle);
   m.def("window_estimators_workspace", &window_estimators_workspace);
   m.def("window_estimators", &window_estimators);
+  m.def("window_scores_backward_workspace", &window_scores_backward_workspace);
+  m.def("window_scores_backward", &window_scores_backward);
 
   // For tests.
   m.def("_describe", &describe, py::arg("array"));

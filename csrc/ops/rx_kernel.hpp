@@ -42,6 +42,11 @@ struct LocalRxBlock {
   T* score;  // rows x cols x scores of a pixel
   std::uint8_t* weak;
   std::ptrdiff_t score_stride, weak_stride;
+  // What gradients take in place of scores, or nullptr: for every pixel S^-1 (x - m) and, for each
+  // target, S^-1 (t - m), padded elements each, padding untouched; and (x - m)^T S^-1 (x - m), then
+  // for each target (t - m)^T S^-1 (x - m) and (t - m)^T S^-1 (t - m). Not for a subspace.
+  T* solved;
+  T* forms;
   std::uint64_t* ticks;  // time stamps spent sliding and factoring, or nullptr
   void* scratch;         // scratch_bytes(), 64-byte aligned
 };

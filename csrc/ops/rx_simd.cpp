@@ -487,6 +487,36 @@ struct LocalRx {
     }
   }
 
+  // See LocalRxBlock. S is the matrix over `dof`; its inverse times the differences stands in the
+  // rows, those of targets divided by the roots of their lengths.
+  __attribute__((noinline)) void store_solved(int r, V square, V dof) const {
+    const std::ptrdiff_t vectors = 1 + b.target_count;
+    alignas(64) T value[L];
+    const auto pixel_of = [&](int l) { return r * b.score_stride + b.col_begin + l; };
+    const auto each = [&](V v, auto&& put) {
+      S::store(value, v);
+      for (int l = 0; l < L && b.col_begin + l < b.col_end; ++l) put(pixel_of(l), value[l]);
+    };
+    for (int k = 0; k < vectors; ++k) {
+      const V length = k ? S::sqrt(S::load(mem + s.lengths + (k - 1) * L)) : S::set1(T(1));
+      const T* row = k ? target_row(k - 1) : mem + s.matrix + b.bands * s.ld * L;
+      const V scale = length * dof;
+      for (int j = 0; j < b.bands; ++j) {
+        each(S::load(row + j * L) * scale, [&](std::ptrdiff_t pixel, T v) {
+          b.solved[(pixel * vectors + k) * b.padded + j] = v;
+        });
+      }
+      const std::ptrdiff_t forms = 1 + 2 * b.target_count;
+      const V form = k ? S::load(mem + s.products + (k - 1) * L) * scale : square * dof;
+      each(form, [&](std::ptrdiff_t pixel, T v) {
+        b.forms[pixel * forms + (k ? 2 * k - 1 : 0)] = v;
+      });
+      if (k == 0) continue;
+      each(length * scale,
+           [&](std::ptrdiff_t pixel, T v) { b.forms[pixel * forms + 2 * k] = v; });
+    }
+  }
+
   // From the products of the real and imaginary parts to the real form of z z^H.
   __attribute__((noinline)) void make_hermitian() const {
     for (int i = 0; i < b.bands; i += 2) {
@@ -557,15 +587,16 @@ struct LocalRx {
     V least;
     if (b.target_count) {
       least = check_targets(reciprocal, square, rounding, cholesky.margin);
-      store_targets(r, square, dof);
+      if (!b.solved) store_targets(r, square, dof);
     } else {
       least = S::min(cholesky.margin, S::fnma(S::set1(T(1) / b.trust), rounding, square));
     }
+    if (b.solved) store_solved(r, square, dof);
     S::store(value, square * dof);
     S::store(margin, least);
     for (int l = 0; l < L && b.col_begin + l < b.col_end; ++l) {
       const std::ptrdiff_t col = b.col_begin + l;
-      if (!b.target_count) b.score[r * b.score_stride + col] = value[l];
+      if (!b.target_count && !b.solved) b.score[r * b.score_stride + col] = value[l];
       b.weak[r * b.weak_stride + col] = !(margin[l] > T(0));
     }
   }

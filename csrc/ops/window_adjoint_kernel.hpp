@@ -52,8 +52,8 @@ struct WindowAdjointBlock {
   // Sources of low_rank(): `rank` vectors a_i per pixel, and
   // M = sum_ij a_i C_ij a_j^T, b = sum_i beta_i a_i, C_ij = 0 for 0 < i != j > 0. The result gets
   // sum_i delta_i a_i of its own pixel on top.
-  const double* vectors;  // rank x vector_stride, zeros where a pixel gives nothing
-  std::ptrdiff_t vector_stride;
+  const double* vectors;  // zeros where a pixel gives nothing
+  std::ptrdiff_t vector_pixel, vector_stride;
   int rank;
   const double* coefficients;  // adjoint_coefficients(rank) per pixel: C_0i, C_ii from i = 1,
                                // beta, delta, and 1 where they are not finite and stand as zeros

@@ -241,7 +241,7 @@ struct Adjoint {
     const int coefficients = adjoint_coefficients(b.rank);
     for (int i = 0; i < b.rank; ++i) {
       const double* src[L];
-      for (int l = 0; l < L; ++l) src[l] = b.vectors + (pixels[l] * b.rank + i) * b.vector_stride;
+      for (int l = 0; l < L; ++l) src[l] = b.vectors + pixels[l] * b.vector_pixel + i * b.vector_stride;
       interleave<S, false>(src, n, mem + s.left + static_cast<std::ptrdiff_t>(i) * n * L, L);
     }
     for (int k = 0; k < coefficients; ++k) {
@@ -468,9 +468,11 @@ struct Adjoint {
       std::int64_t pixels[L];
       for (int l = 0; l < L; ++l) pixels[l] = result(r, c + l);
       load_vectors(pixels);
+      // NaN where the gradient of the score is not finite, and else zero.
+      const V nan = S::zero() / (S::set1(1.0) - broken());
       for (int j = 0; j < n; ++j) {
         double* y = mem + s.y + j * s.columns + c;
-        V v = S::load(y);
+        V v = S::load(y) + nan;
         for (int i = 0; i < b.rank; ++i) {
           v = S::fma(delta(i), S::load(mem + s.left + (i * n + j) * L), v);
         }

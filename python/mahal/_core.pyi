@@ -407,6 +407,34 @@ def window_estimators(
     stream: int,
     progress: Any,
 ) -> None: ...
+def window_scores_backward_workspace(
+    image: Any,
+    target: Any,
+    covariance: Any,
+    score: str,
+    window: tuple[int, int],
+    border: str,
+    center: bool,
+    threads: int,
+) -> int: ...
+def window_scores_backward(
+    image: Any,
+    target: Any,
+    covariance: Any,
+    mask: Any,
+    status: Any,
+    score_gradient: Any,
+    gradient: Any,
+    target_gradient: Any,
+    covariance_gradient: Any,
+    workspace: Any,
+    score: str,
+    window: tuple[int, int],
+    border: str,
+    center: bool,
+    threads: int,
+    stream: int,
+) -> None: ...
 def _describe(
     array: Any,
 ) -> tuple[tuple[int, ...], tuple[int, ...], str, str, bool, str] | None: ...

@@ -38,3 +38,57 @@ def local_covariance_backward(
         stream(image),
     )
     return gradient
+
+
+def window_scores_backward(
+    image: Array,
+    target: Array | None,
+    covariance: Array | None,
+    mask: Array | None,
+    status: Array,
+    score_gradient: Array,
+    needs: tuple[bool, bool],
+    score: str,
+    window: tuple[int, int],
+    border: str,
+    center: bool,
+    threads: int,
+) -> tuple[Array, Array | None, Array | None]:
+    """Gradients of image, targets and covariance from that of (rows, cols, maps) local scores.
+
+    ``score`` is "rx" or the name of one with targets. Of targets and covariance, ``needs`` tells
+    which are wanted; they come in float64.
+    """
+    gradient = empty(image, tuple(image.shape), dtype_name(image))
+    to_target = empty(image, tuple(target.shape), "float64") if needs[0] and target is not None else None
+    to_covariance = (
+        empty(image, tuple(covariance.shape), "float64")
+        if needs[1] and covariance is not None
+        else None
+    )
+    kind = "ace" if score == "rx" else score
+    memory = workspace(
+        image,
+        _core.window_scores_backward_workspace(
+            image, target, covariance, kind, window, border, center, threads
+        ),
+    )
+    _core.window_scores_backward(
+        image,
+        target,
+        covariance,
+        mask,
+        status,
+        score_gradient,
+        gradient,
+        to_target,
+        to_covariance,
+        memory,
+        kind,
+        window,
+        border,
+        center,
+        threads,
+        stream(image),
+    )
+    return gradient, to_target, to_covariance

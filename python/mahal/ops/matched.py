@@ -12,6 +12,7 @@ from mahal._arrays import (
     as_mask,
     as_threads,
     as_window,
+    check_array,
     check_choice,
     check_flag,
     check_rank,
@@ -356,8 +357,11 @@ def _scores(
     check_choice(op, "border", border, ("shift", "reflect", "valid"))
     check_choice(op, "singular", singular, ("load", "nan", "raise"))
     estimator = estimation[0]
-    differentiable = window is None and estimator == "scm" and score != "subspace_ace"
+    differentiable = estimator == "scm" and (window is not None or score != "subspace_ace")
     image = as_float(op, "image", image, differentiable=differentiable)
+    if window is not None and real_dtype_name(image) != dtype_name(image):
+        check_array(op, "image", image)
+        differentiable = False
     sides = (0, 0) if window is None else as_window(op, window)
     check_rank(op, "image", image, *((2, 3) if window is None else (3,)))
     targets, single = as_targets(op, target, image, differentiable=differentiable)
@@ -375,21 +379,39 @@ def _scores(
     if covariance is not None and estimator != "scm":
         raise ValueError(f"{op}: estimator: cannot be combined with covariance, got {estimator!r}")
     if differentiable and wants_torch(image, targets, background, covariance):
-        from mahal._torch.detectors import detect
+        if window is None:
+            from mahal._torch.detectors import detect
 
-        scores, status = detect(
-            image,
-            targets,
-            background,
-            covariance,
-            mask,
-            caller=op,
-            score=score,
-            center=center,
-            singular=singular,
-            threads=count,
-        )
-        scores = scores[..., 0] if single else scores
+            scores, status = detect(
+                image,
+                targets,
+                background,
+                covariance,
+                mask,
+                caller=op,
+                score=score,
+                center=center,
+                singular=singular,
+                threads=count,
+            )
+        else:
+            from mahal._torch.window_scores import window_scores as score_windows
+
+            if background is not None:
+                raise ValueError(f"{op}: background: cannot be combined with window, got both")
+            scores, status = score_windows(
+                image,
+                targets,
+                covariance,
+                mask,
+                score=score,
+                window=sides,
+                border=border,
+                center=center,
+                singular=singular,
+                threads=count,
+            )
+        scores = scores[..., 0] if single or score == "subspace_ace" else scores
         return (scores, status) if return_status else scores
     pixels = tuple(image.shape[:-1])
     maps = () if single or score == "subspace_ace" else (targets.shape[0],)

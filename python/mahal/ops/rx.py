@@ -12,9 +12,11 @@ from mahal._arrays import (
     as_mask,
     as_threads,
     as_window,
+    check_array,
     check_choice,
     check_flag,
     check_rank,
+    dtype_name,
     empty,
     real_dtype_name,
     stream,
@@ -144,8 +146,11 @@ def rx(
     estimation = as_estimation(op, estimator, loading, nu, tolerance, max_iterations)
     check_choice(op, "border", border, ("shift", "reflect", "valid"))
     check_choice(op, "singular", singular, ("load", "nan", "raise"))
-    differentiable = window is None and estimator == "scm"
+    differentiable = estimator == "scm"
     image = as_float(op, "image", image, differentiable=differentiable)
+    if window is not None and real_dtype_name(image) != dtype_name(image):
+        check_array(op, "image", image)
+        differentiable = False
     sides = (0, 0) if window is None else as_window(op, window)
     check_rank(op, "image", image, *((2, 3) if window is None else (3,)))
     if background is not None:
@@ -179,20 +184,39 @@ def rx(
         report_estimates(op, status, estimator, singular)
         return (scores, status) if return_status else scores
     if differentiable and wants_torch(image, background, covariance):
-        from mahal._torch.detectors import detect
+        if window is None:
+            from mahal._torch.detectors import detect
 
-        scores, status = detect(
-            image,
-            None,
-            background,
-            covariance,
-            mask,
-            caller=op,
-            score="distance",
-            center=center,
-            singular=singular,
-            threads=count,
-        )
+            scores, status = detect(
+                image,
+                None,
+                background,
+                covariance,
+                mask,
+                caller=op,
+                score="distance",
+                center=center,
+                singular=singular,
+                threads=count,
+            )
+        else:
+            from mahal._torch.window_scores import window_scores as score_windows
+
+            if background is not None:
+                raise ValueError(f"{op}: background: cannot be combined with window, got both")
+            scores, status = score_windows(
+                image,
+                None,
+                covariance,
+                mask,
+                score="rx",
+                window=sides,
+                border=border,
+                center=center,
+                singular=singular,
+                threads=count,
+            )
+            scores = scores[..., 0]
         return (scores, status) if return_status else scores
     memory = workspace(
         image,
