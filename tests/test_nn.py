@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import doctest
+import importlib
 import io
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import mahal
@@ -258,6 +262,10 @@ def test_local_covariance() -> None:
     torch.testing.assert_close(
         log, mahal.covariance_log(expected, loading=0.1).permute(0, 3, 4, 1, 2)
     )
+    scales = mahal.multiscale_covariance(x.movedim(1, -1), [3, 5], form="log", loading=0.1)
+    torch.testing.assert_close(
+        nn.LocalCovariance([3, 5], log=True, loading=0.1)(x), scales.permute(0, 3, 4, 1, 2)
+    )
     several = nn.LocalCovariance([3, (1, 5)], packed=False)(x)
     assert several.shape == (2, 2, 3, 3, 8, 9)
     torch.testing.assert_close(several[:, 0], nn.LocalCovariance(3, packed=False)(x))
@@ -389,11 +397,11 @@ def test_errors() -> None:
         nn.ACE(4)(torch.zeros(2, 4, dtype=torch.int64))
     with pytest.raises(TypeError, match=r"x: must be a torch tensor, got numpy.ndarray"):
         nn.ACE(4)(np.zeros((2, 4)))
-    with pytest.raises(ValueError, match="x: must have at least 2 samples in training, got 1"):
+    with pytest.raises(ValueError, match="x: must have at least 2 samples for a covariance, got 1"):
         nn.Whiten(4)(torch.zeros(1, 4))
     with pytest.raises(ValueError, match="x: must come after a batch in training"):
         nn.Whiten(4).eval()(torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="x: must have at least 2 samples, got 0"):
+    with pytest.raises(ValueError, match="x: must have at least 2 samples for a covariance, got 0"):
         nn.Background(4).fit(torch.zeros(0, 4))
     with pytest.raises(ValueError, match="structure: must be 'full' or 'diagonal' or 'isotropic'"):
         nn.Whiten(4, structure="block")
@@ -472,3 +480,113 @@ def test_two_processes(tmp_path: Any) -> None:
         for rank in range(2)
     ]
     assert [process.wait(120) for process in started] == [0, 0]
+
+
+# The prior
+
+
+def planes(count: int, seed: int, range_: float = 2.0) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    prior = nn.GRFPrior(range=range_, variance=0.5, learn="fixed")
+    return prior.sample((count, 16, 20), generator=generator)
+
+
+def test_a_prior_has_the_values_of_the_functions() -> None:
+    prior = nn.GRFPrior(range=8.0, variance=0.5, stride=4, smoothness=0.5)
+    mean, logvar = torch.randn(2, 3, 8, 9), torch.randn(2, 3, 8, 9)
+    torch.testing.assert_close(
+        prior(mean, logvar), mahal.grf_kl(mean, logvar, range=2.0, variance=0.5, smoothness=0.5)
+    )
+    image = planes(3, 0)
+    torch.testing.assert_close(
+        prior.log_likelihood(image),
+        mahal.grf_log_likelihood(image, range=8.0, variance=0.5, smoothness=0.5),
+    )
+    torch.testing.assert_close(prior.range, torch.tensor(8.0))
+    assert prior.sample((2, 5, 6), generator=torch.Generator()).shape == (2, 5, 6)
+
+
+def test_the_divergence_does_not_train_the_prior() -> None:
+    mean = torch.randn(2, 8, 9, requires_grad=True)
+    logvar = torch.randn(2, 8, 9, requires_grad=True)
+    for contract in ("stop", "full"):
+        prior = nn.GRFPrior(range=2.0, prior_gradient=contract)
+        prior(mean, logvar).sum().backward()
+        assert mean.grad is not None
+        assert logvar.grad is not None
+        reached = [p.grad is not None and bool(p.grad.any()) for p in prior.parameters()]
+        assert reached == [contract == "full"] * 2
+        prior.zero_grad()
+        prior.log_likelihood(planes(2, 1)).sum().backward()
+        assert all(p.grad is not None and bool(p.grad.any()) for p in prior.parameters())
+    fixed = nn.GRFPrior(learn="fixed")
+    assert not list(fixed.parameters())
+    assert fixed(mean, logvar).requires_grad
+
+
+def test_likelihood_updates() -> None:
+    images = planes(40, 2)
+    options: dict[str, Any] = {"learn": "likelihood", "shape": (16, 20)}
+    whole = nn.GRFPrior(**options)
+    whole.update(images)
+    assert float(whole.range) == pytest.approx(2.0, rel=0.2)
+    parts = nn.GRFPrior(**options)
+    for part in images.split([1, 24, 15]):
+        parts.update(part, refit=False)
+    assert float(parts.range) == 1.0
+    parts.refit()
+    torch.testing.assert_close(parts.range, whole.range)
+    torch.testing.assert_close(parts.power, whole.power)
+    assert int(parts.planes) == 40
+    # No step of a parameter can do better.
+    best = float(whole.log_likelihood(images).sum())
+    for factors in ((1.05, 1.0), (0.95, 1.0), (1.0, 1.05), (1.0, 0.95)):
+        other = nn.GRFPrior(
+            range=float(whole.range) * factors[0], variance=float(whole.variance) * factors[1]
+        )
+        assert float(other.log_likelihood(images).detach().sum()) < best
+    moving = nn.GRFPrior(momentum=0.5, **options)
+    for image in images[:3]:
+        moving.update(image, refit=False)
+    powers = [mahal.grf_power(image) for image in images[:3]]
+    np.testing.assert_allclose(moving.power, powers[0] / 4 + powers[1] / 4 + powers[2] / 2)
+    copied = round_trip(whole, nn.GRFPrior(**options))
+    torch.testing.assert_close(copied.log_likelihood(images), whole.log_likelihood(images))
+    half = copy.deepcopy(whole).half()
+    assert torch.equal(half.power, whole.power)
+    assert torch.equal(half.log_range, whole.log_range)
+    wide = nn.GRFPrior().half()
+    assert wide(torch.zeros(1, 8, 8).half(), torch.zeros(1, 8, 8).half()).shape == (1,)
+
+
+def test_errors_of_the_prior() -> None:
+    with pytest.raises(ValueError, match="variance: must be finite and positive, got 0"):
+        nn.GRFPrior(variance=0)
+    with pytest.raises(ValueError, match="range: must be finite and positive, got -1"):
+        nn.GRFPrior(range=-1.0)
+    with pytest.raises(ValueError, match="shape: must be given with learn='likelihood'"):
+        nn.GRFPrior(learn="likelihood")
+    with pytest.raises(ValueError, match="update: is for learn='likelihood', got 'gradient'"):
+        nn.GRFPrior().update(planes(1, 3))
+    with pytest.raises(ValueError, match=r"image: must have shape \(..., 8, 8\), got"):
+        nn.GRFPrior(learn="likelihood", shape=(8, 8)).update(planes(1, 3))
+    with pytest.raises(ValueError, match="refit: must come after update"):
+        nn.GRFPrior(learn="likelihood", shape=(8, 8)).refit()
+
+
+# The page and the docstrings
+
+
+def test_examples() -> None:
+    modules = ("_ace", "_grf", "_loss", "_pooling", "_whiten")
+    for module in modules:
+        found = doctest.testmod(importlib.import_module(f"mahal.nn.{module}"))
+        assert found.failed == 0
+        assert found.attempted > 0
+    page = (Path(__file__).parents[1] / "docs" / "nn.md").read_text()
+    # A fence would pass for output.
+    blocks = "\n\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(blocks, {}, "docs/nn.md", None, None)
+    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test)
+    assert result.failed == 0
+    assert result.attempted > 20

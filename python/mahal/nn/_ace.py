@@ -33,8 +33,9 @@ class ACE(nn.Module):
     num_signatures : int
         One or more, for instance one per class.
     background : {"running", "fixed", "learned"}
-        ``running``: mean and covariance follow the batches in training, without gradients.
-        ``fixed``: they are those of `fit`. ``learned``: they are parameters, as in the source.
+        ``running``: mean and covariance of the batch in training, through which gradients pass, and
+        running averages of these in evaluation, as in `Whiten`. ``fixed``: those of `fit`.
+        ``learned``: parameters, as in the source.
     structure : {"full", "diagonal", "isotropic"}
         Of the covariance; ``isotropic`` gives plain cosines about the mean.
     center_signatures : bool
@@ -166,13 +167,16 @@ class ACE(nn.Module):
         """
         check_features("ACE", "x", x, self.num_features)
         check_device("ACE", "x", x, self.signatures)
-        if self.training:
-            self.background.update(x)
+        background = self.background
         with full_precision(x):
-            y = _unit(self.background.whiten(as_rows(x).to(working_dtype(x))))
-            t = self.background.whiten(
-                self.signatures.to(working_dtype(self.signatures)), center=self.center_signatures
-            )
+            if self.training and background.estimate == "running":
+                mean, covariance = background.of_batch(x)
+            else:
+                mean, covariance = background()
+            y = _unit(background.apply_to(as_rows(x).to(working_dtype(x)), mean, covariance))
+            origin = mean if self.center_signatures else torch.zeros_like(mean)
+            signatures = self.signatures.to(working_dtype(self.signatures))
+            t = background.apply_to(signatures, origin, covariance)
             score = (y @ _unit(t).to(y.dtype).mT).clamp(-1, 1)
             score = score if self.signed else score.square()
             shape = (x.shape[0], *x.shape[2:], self.num_signatures)

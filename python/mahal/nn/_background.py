@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed, nn
 
-from mahal.nn._checks import as_count, as_number, check_device, check_features, working_dtype
+from mahal.nn._checks import (
+    as_count,
+    as_number,
+    as_share,
+    check_device,
+    check_features,
+    working_dtype,
+)
 from mahal.ops.whiten import whiten
 
 Tensor = Any
@@ -129,7 +136,7 @@ class Background(Statistics):
         self.num_features = as_count(name, "num_features", num_features)
         self.estimate = check_choice(name, "estimate", estimate, ESTIMATES)
         self.structure = check_choice(name, "structure", structure, STRUCTURES)
-        self.momentum = None if momentum is None else as_number(name, "momentum", momentum, high=1)
+        self.momentum = None if momentum is None else as_share(name, "momentum", momentum)
         self.loading = as_number(name, "loading", loading)
         self.synchronize = bool(synchronize)
         size = self.num_features
@@ -154,12 +161,15 @@ class Background(Statistics):
         check_device(name, "x", x, self.mean)
         rows = as_rows(x.detach()).to(torch.promote_types(working_dtype(x), self.mean.dtype))
         found = moments(rows, self.structure, self.synchronize)
+        self._check_count(found, x)
+        return found
+
+    def _check_count(self, found: Moments, x: Tensor) -> None:
         if found.count < 2:
             raise ValueError(
-                f"{name}: x: must have at least 2 samples, got {int(found.count)} in a tensor of "
-                f"shape {tuple(x.shape)}"
+                f"{type(self).__name__}: x: must have at least 2 samples for a covariance, got "
+                f"{int(found.count)} in a tensor of shape {tuple(x.shape)}"
             )
-        return found
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> Background:
@@ -213,10 +223,31 @@ class Background(Statistics):
         if self.momentum is None:
             self.fit(x)
             return
-        self.average(self._moments(x))
+        self._average(self._moments(x))
+
+    def of_batch(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and loaded covariance of a batch, with gradients; the running averages follow.
+
+        Parameters
+        ----------
+        x : (batch, features, ...) tensor
+
+        Raises
+        ------
+        ValueError
+            Fewer than 2 samples in all processes.
+        """
+        rows = as_rows(x).to(torch.promote_types(working_dtype(x), self.mean.dtype))
+        found = moments(rows, self.structure, self.synchronize)
+        self._check_count(found, x)
+        if self.momentum is None:
+            self.fit(x)
+        else:
+            self._average(found)
+        return found.mean, self.loaded(found.scatter / (found.count - 1))
 
     @torch.no_grad()
-    def average(self, found: Moments) -> None:
+    def _average(self, found: Moments) -> None:
         """Move running averages by the momentum; the first batch takes their place."""
         assert self.momentum is not None
         weight = torch.where(self.samples == 0, 1.0, self.momentum).to(self.mean.dtype)

@@ -19,15 +19,27 @@ def as_count(module: str, argument: str, value: Any) -> int:
     return value
 
 
-def as_number(
-    module: str, argument: str, value: Any, *, low: float = 0.0, high: float = float("inf")
-) -> float:
-    """A number from ``low`` to ``high``."""
+def _real(module: str, argument: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{module}: {argument}: must be a number, got {value!r}")
-    if not (low <= value <= high and value < float("inf")):
-        raise ValueError(f"{module}: {argument}: must be from {low:g} to {high:g}, got {value!r}")
     return float(value)
+
+
+def as_share(module: str, argument: str, value: Any) -> float:
+    """A number from 0 to 1."""
+    number = _real(module, argument, value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{module}: {argument}: must be from 0 to 1, got {value!r}")
+    return number
+
+
+def as_number(module: str, argument: str, value: Any, *, positive: bool = False) -> float:
+    """A finite number that is not negative, or positive."""
+    number = _real(module, argument, value)
+    if not 0 <= number < float("inf") or (positive and number == 0):
+        rule = "positive" if positive else "not negative"
+        raise ValueError(f"{module}: {argument}: must be finite and {rule}, got {value!r}")
+    return number
 
 
 def check_features(module: str, argument: str, x: Any, size: int) -> None:

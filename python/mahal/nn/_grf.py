@@ -9,7 +9,7 @@ import torch
 from torch import distributed, nn
 
 from mahal.nn._background import Statistics, check_choice
-from mahal.nn._checks import as_number
+from mahal.nn._checks import as_number, as_share
 from mahal.ops.grf import grf_fit, grf_kl, grf_log_likelihood, grf_power, grf_sample
 
 Tensor = Any
@@ -42,6 +42,9 @@ class GRFPrior(Statistics):
         the same.
     smoothness, kernel, convention, normalize
         As for `mahal.grf_spectrum`.
+    bounds : (float, float), optional
+        Of "likelihood": shortest and longest range that come into question, as for `mahal.grf_fit`.
+        Long ranges take most of its time.
     synchronize : bool
         Power spectra of all processes, where torch.distributed is initialised.
 
@@ -88,28 +91,27 @@ class GRFPrior(Statistics):
         kernel: str = "periodised",
         convention: str = "standard",
         normalize: bool = False,
+        bounds: tuple[float, float] | None = None,
         synchronize: bool = False,
     ) -> None:
         super().__init__()
         self.learn = check_choice("GRFPrior", "learn", learn, ("gradient", "likelihood", "fixed"))
-        tiny = math.ulp(0.0)
         start = {
-            "log_range": math.log(as_number("GRFPrior", "range", range, low=tiny)),
-            "log_variance": math.log(as_number("GRFPrior", "variance", variance, low=tiny)),
+            "log_range": math.log(as_number("GRFPrior", "range", range, positive=True)),
+            "log_variance": math.log(as_number("GRFPrior", "variance", variance, positive=True)),
         }
-        self.stride = as_number("GRFPrior", "stride", stride, low=tiny)
+        self.stride = as_number("GRFPrior", "stride", stride, positive=True)
         self.prior_gradient = check_choice(
             "GRFPrior", "prior_gradient", prior_gradient, ("stop", "full")
         )
-        self.momentum = (
-            None if momentum is None else as_number("GRFPrior", "momentum", momentum, high=1)
-        )
+        self.momentum = None if momentum is None else as_share("GRFPrior", "momentum", momentum)
         self.options: dict[str, Any] = {
             "smoothness": smoothness,
             "kernel": kernel,
             "convention": convention,
             "normalize": normalize,
         }
+        self.bounds = bounds
         self.synchronize = bool(synchronize)
         for name, value in start.items():
             tensor = torch.tensor(value)
@@ -180,20 +182,21 @@ class GRFPrior(Statistics):
         return value
 
     @torch.no_grad()
-    def update(self, image: Tensor) -> None:
+    def update(self, image: Tensor, *, refit: bool = True) -> None:
         """Take images in and go to the maximum of the likelihood of all so far.
 
         Parameters
         ----------
         image : (..., rows, cols) tensor
+        refit : bool
+            False: take them in only, and call `refit` after many batches.
 
         Raises
         ------
         ValueError
             Another ``learn`` than "likelihood", or images of another shape.
         """
-        if self.learn != "likelihood":
-            raise ValueError(f"GRFPrior: update: is for learn='likelihood', got {self.learn!r}")
+        self._check_likelihood("update")
         if tuple(image.shape[-2:]) != self.shape:
             raise ValueError(
                 f"GRFPrior: image: must have shape (..., {self.shape[0]}, {self.shape[1]}), "
@@ -211,9 +214,29 @@ class GRFPrior(Statistics):
             weight = torch.where(self.planes == 0, 1.0, self.momentum)
         self.power.lerp_(found, weight.to(found.dtype))
         self.planes.add_(count)
-        fit = grf_fit(self.power.cpu().numpy(), self.shape, **self.options)
+        if refit:
+            self.refit()
+
+    @torch.no_grad()
+    def refit(self) -> None:
+        """Go to the maximum of the likelihood of all images so far.
+
+        Raises
+        ------
+        ValueError
+            Another ``learn`` than "likelihood", or no images yet.
+        """
+        self._check_likelihood("refit")
+        if self.planes == 0:
+            raise ValueError("GRFPrior: refit: must come after update, got no images yet")
+        power = self.power.cpu().numpy()
+        fit = grf_fit(power, self.shape, bounds=self.bounds, **self.options)
         self.log_range.fill_(math.log(fit.range))
         self.log_variance.fill_(math.log(fit.variance))
+
+    def _check_likelihood(self, method: str) -> None:
+        if self.learn != "likelihood":
+            raise ValueError(f"GRFPrior: {method}: is for learn='likelihood', got {self.learn!r}")
 
     @torch.no_grad()
     def sample(self, shape: tuple[int, ...], *, generator: Any = None) -> Tensor:

@@ -11,6 +11,7 @@ from mahal.nn._background import check_choice
 from mahal.nn._checks import as_number, full_precision, working_dtype
 from mahal.ops.covariance_log import covariance_log
 from mahal.ops.local_covariance import local_covariance
+from mahal.ops.multiscale_covariance import pack_upper
 
 Tensor = Any
 
@@ -28,9 +29,10 @@ class LocalCovariance(nn.Module):
     loading : float
         Of the logarithm: share of the mean variance that is added to the diagonal first.
     packed : bool
-        The lower triangle as one axis, ``p (p + 1) / 2`` long, row by row, with entries off the
+        The upper triangle as one axis, ``p (p + 1) / 2`` long, row by row, with entries off the
         diagonal times ``sqrt(2)``: products and distances of packed matrices are those of
-        the matrices. Otherwise two axes.
+        the matrices. With ``log`` these are the features of `mahal.multiscale_covariance`.
+        Otherwise two axes.
     border : {"shift", "reflect", "valid"}
     ddof : int
     center : bool
@@ -113,15 +115,7 @@ class LocalCovariance(nn.Module):
             if self.log:
                 covariance = covariance_log(covariance, loading=self.loading)
             if self.packed:
-                covariance = self._pack(covariance)
+                covariance = pack_upper(covariance, off_diagonal=2.0**0.5)
         # Scales and matrices, or what is left of them, go in front of the pixels.
         order = covariance.movedim((1, 2), (-2, -1))
         return order.to(x.dtype)
-
-    @staticmethod
-    def _pack(covariance: Tensor) -> Tensor:
-        size = covariance.shape[-1]
-        rows, cols = torch.tril_indices(size, size, device=covariance.device)
-        kind = covariance.real.dtype if covariance.is_complex() else covariance.dtype
-        weights = torch.where(rows == cols, 1.0, 2.0**0.5).to(kind)
-        return covariance[..., rows, cols] * weights

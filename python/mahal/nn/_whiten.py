@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mahal.nn._background import Background, as_rows, moments
+from mahal.nn._background import Background, as_rows
 from mahal.nn._checks import check_device, check_features, full_precision, working_dtype
 
 Tensor = Any
@@ -95,7 +95,7 @@ class Whiten(nn.Module):
         with full_precision(x):
             rows = as_rows(x).to(torch.promote_types(working_dtype(x), background.mean.dtype))
             if self.training:
-                y = self._by_batch(x, rows)
+                y = background.apply_to(rows, *background.of_batch(x))
             elif background.samples == 0:
                 raise ValueError(
                     "Whiten: x: must come after a batch in training, or background.fit, "
@@ -105,18 +105,3 @@ class Whiten(nn.Module):
                 y = background.whiten(rows)
             shape = (x.shape[0], *x.shape[2:], x.shape[1])
             return y.reshape(shape).movedim(-1, 1).to(x.dtype)
-
-    def _by_batch(self, x: Tensor, rows: Tensor) -> Tensor:
-        background = self.background
-        found = moments(rows, background.structure, background.synchronize)
-        if found.count < 2:
-            raise ValueError(
-                f"Whiten: x: must have at least 2 samples in training, got {int(found.count)} in "
-                f"a tensor of shape {tuple(x.shape)}"
-            )
-        if background.momentum is None:
-            background.fit(x)
-        else:
-            background.average(found)
-        covariance = found.scatter / (found.count - 1)
-        return background.apply_to(rows, found.mean, background.loaded(covariance))
