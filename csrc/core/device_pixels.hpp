@@ -14,6 +14,11 @@ __device__ __forceinline__ int row_length(int bands) {
   return (bands + factor_block - 1) / factor_block * factor_block;
 }
 
+// Two neighbours in one load, where the first lies on 16 bytes.
+struct alignas(16) Pair {
+  double even, odd;
+};
+
 template <class T>
 __device__ __forceinline__ std::int64_t pixel_offset(const PixelList<T>& p, std::int64_t pixel) {
   return pixel / p.cols * p.row_stride + pixel % p.cols * p.col_stride;

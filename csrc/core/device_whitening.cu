@@ -20,11 +20,7 @@ constexpr int warps = block_threads / warp_lanes;
 constexpr int rows_per_warp = factor_block / warps;
 static_assert(whiten_tile == warp_lanes && rows_per_warp % 2 == 0);
 
-struct alignas(16) Pair {
-  double even, odd;
-};
-
-// The hook by which a test proves that its comparisons notice a lost barrier.
+// The hook by which tests/cpp/test_simt.cpp proves that its comparisons notice a lost barrier.
 __device__ __forceinline__ void solve_barrier() {
 #if !defined(MAHAL_MUTATE_BARRIER)
   __syncthreads();

@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(block_threads) measure_angles(AngleLaunch<T> p
       }
       // By turns, so that a warp may write its next sums while these are read.
       double* room = rooms + k % 2 * 2 * block_threads;
-      if (k < 2) __syncthreads();
+      if (k == 0) __syncthreads();
       room[thread] = apart;
       room[block_threads + thread] = across;
       __syncthreads();

@@ -2,7 +2,7 @@
 //
 //   g++ -std=c++20 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -DMAHAL_EMULATED=1
 //       -Icsrc/include -Icsrc -o test_simt tests/cpp/test_simt.cpp
-//       -x c++ csrc/ops/local_covariance.cu csrc/ops/cholesky.cu
+//       -x c++ csrc/core/device_*.cu csrc/ops/local_covariance.cu csrc/ops/cholesky.cu
 //
 // With -DMAHAL_MUTATE_BARRIER or -DMAHAL_MUTATE_HALO the kernels carry a planted error, and this
 // program must fail.
@@ -26,10 +26,12 @@
 #include <string>
 #include <vector>
 
+#include "core/device_background.hpp"
 #include "core/device_matrix.hpp"
 #include "core/simt.hpp"
 #include "ops/cholesky_cuda.hpp"
 #include "ops/local_covariance_cuda.hpp"
+#include "ops/mean_covariance_kernel.hpp"
 
 namespace {
 
@@ -1048,6 +1050,141 @@ void test_cholesky() {
   }
 }
 
+// The background of `pixels` spectra and whitening by it.
+void test_background(int pixels, int bands, bool along_bands) {
+  using namespace mahal;
+  const std::string label = "background of " + std::to_string(pixels) + " x " +
+                            std::to_string(bands) + (along_bands ? "" : " by bands");
+  std::mt19937 rng(7);
+  std::normal_distribution<double> normal;
+  std::vector<double> x(static_cast<std::size_t>(pixels) * bands);
+  const auto at = [&](int i, int j) -> double& {
+    return x[static_cast<std::size_t>(along_bands ? i * bands + j : j * pixels + i)];
+  };
+  for (int i = 0; i < pixels; ++i) {
+    const double common = normal(rng);
+    for (int j = 0; j < bands; ++j) at(i, j) = 100.0 + normal(rng) + common;
+  }
+  const int bad = pixels / 2;
+  at(bad, bands - 1) = std::numeric_limits<double>::quiet_NaN();
+
+  const int padded = padded_rows(bands);
+  EstimateLaunch<double> e{};
+  e.samples.pixels.list = {
+      x.data(), pixels, 0, along_bands ? bands : 1, along_bands ? 1 : pixels, 0, bands, bands};
+  e.samples.pixels.count = pixels;
+  e.samples.pixels.along_bands = along_bands;
+  e.samples.cut = sample_chunks(pixels, bands);
+  const int chunks = e.samples.cut.chunks;
+  std::vector<std::uint8_t> status(pixels);
+  std::vector<std::int64_t> counts(chunks), firsts(chunks);
+  // On 64 bytes, as in the workspace of an op.
+  std::vector<std::unique_ptr<double[], void (*)(double*)>> memory;
+  const auto room = [&](std::int64_t elements) {
+    auto* data = static_cast<double*>(
+        std::aligned_alloc(64, static_cast<std::size_t>((elements * 8 + 63) / 64 * 64)));
+    std::fill_n(data, elements, std::numeric_limits<double>::quiet_NaN());
+    memory.emplace_back(data, [](double* p) { std::free(p); });
+    return data;
+  };
+  BackgroundState state{};
+  e.samples.status = status.data();
+  e.samples.counts = counts.data();
+  e.samples.firsts = firsts.data();
+  e.ddof = 1;
+  e.center = true;
+  e.needed = bands + 1;
+  e.parts = 1;
+  e.mean = room(padded);
+  e.covariance = room(std::int64_t{padded} * padded);
+  e.state = &state;
+  e.sums = room(std::int64_t{chunks} * padded);
+  const SampleChunks& cut = e.samples.cut;
+  e.products = room(std::int64_t{chunks} * cut.pairs * cut.tile * cut.tile);
+  FactorLaunch f{};
+  f.covariance = e.covariance;
+  f.bands = bands;
+  f.lower = room(std::int64_t{padded} * padded);
+  f.inverse = room(std::int64_t{padded} * factor_block);
+  f.state = &state;
+  WhitenLaunch<double, double> w{};
+  w.pixels = e.samples.pixels;
+  w.mean = e.mean;
+  w.lower = f.lower;
+  w.inverse = f.inverse;
+  w.verdicts.pixel = status.data();
+  w.verdicts.state = &state;
+  w.whitened = room(std::int64_t{pixels} * bands);
+  w.out_stride = w.out_bands = bands;
+  w.score = room(pixels);
+  const emulator::Background device{"test", 0};
+  device.estimate(e);
+  device.factor(f);
+  device.whiten(w);
+
+  check(state.count == pixels - 1 && state.outcome == status_ok && state.unfactored == 0,
+        label + ": state");
+  check(status[bad] == status_nonfinite && !(w.score[bad] == w.score[bad]),
+        label + ": a bad pixel");
+  // Plain loops in extended precision. The part that all bands share makes for a condition of about
+  // the number of bands.
+  const long double allowed =
+      8.0L * std::numeric_limits<double>::epsilon() * bands * (bands + pixels);
+  long double worst = 0;
+  const auto compare = [&](double found, long double wanted, long double limit) {
+    const long double error = std::abs(found - wanted);
+    if (!(error <= limit)) worst = std::fmax(worst, error == error ? error : 1e30L);
+  };
+  std::vector<long double> m(bands), s(static_cast<std::size_t>(bands) * bands), y(bands);
+  for (int i = 0; i < pixels; ++i) {
+    for (int j = 0; i != bad && j < bands; ++j) m[j] += at(i, j) / (pixels - 1.0L);
+  }
+  for (int i = 0; i < pixels; ++i) {
+    if (i == bad) continue;
+    for (int j = 0; j < bands; ++j) {
+      for (int k = 0; k < bands; ++k) {
+        s[j * bands + k] += (at(i, j) - m[j]) * (at(i, k) - m[k]) / (pixels - 2);
+      }
+    }
+  }
+  for (int j = 0; j < bands; ++j) {
+    compare(e.mean[j], m[j], allowed * 100);
+    for (int k = 0; k < bands; ++k) {
+      compare(e.covariance[j * padded + k], s[j * bands + k], allowed);
+    }
+  }
+  check(worst == 0, label + ": statistics off by " + text(worst));
+  worst = 0;
+  for (int j = 0; j < bands; ++j) {
+    for (int k = 0; k <= j; ++k) {
+      long double& entry = s[j * bands + k];
+      for (int i = 0; i < k; ++i) entry -= s[j * bands + i] * s[k * bands + i];
+      entry = j == k ? std::sqrt(entry) : entry / s[k * bands + k];
+    }
+  }
+  for (int i = 0; i < pixels; ++i) {
+    if (i == bad) continue;
+    long double square = 0;
+    for (int j = 0; j < bands; ++j) {
+      y[j] = at(i, j) - m[j];
+      for (int k = 0; k < j; ++k) y[j] -= s[j * bands + k] * y[k];
+      y[j] /= s[j * bands + j];
+      square += y[j] * y[j];
+      compare(w.whitened[static_cast<std::size_t>(i) * bands + j], y[j], allowed * bands);
+    }
+    compare(w.score[i], square, allowed * bands * square);
+  }
+  check(worst == 0, label + ": whitening off by " + text(worst));
+}
+
+void test_backgrounds() {
+  test_background(60, 7, true);
+  test_background(300, 40, true);
+  test_background(120, 40, false);
+  test_background(150, 70, true);
+  test_background(600, 20, false);
+}
+
 }  // namespace
 
 int main() {
@@ -1055,6 +1192,7 @@ int main() {
   test_local_covariance();
   test_matrices();
   test_cholesky();
+  test_backgrounds();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 ? 0 : 1;
 }
