@@ -12,6 +12,8 @@ import pytest
 from mahal.testing import (
     Case,
     OpSpec,
+    backend,
+    backends,
     random_scene,
     random_spd,
     reference,
@@ -100,6 +102,63 @@ def test_scores_against_the_reference(dtypes: Any) -> None:
         layouts=("C", "sliced"),
     )
     assert run_op_checks(spec, libraries=["numpy"], thread_counts=(2,)).failures == 0
+
+
+def kernel_cases(rng: np.random.Generator, circular: bool, scored: bool) -> Iterator[Case]:
+    """Small ones, for the emulator."""
+    for k, estimator in enumerate(ESTIMATORS[1 if scored else 0 :]):
+        for shape, window, params in [
+            ((5, 6, 1 + k % 3), (1, 5), {}),
+            ((5, 5, 2), 5, {"border": "reflect", "center": False}),
+            ((6, 6, 2), (1, 5), {"border": "valid", "mask": rng.random((6, 6)) < 0.8}),
+        ]:
+            options = {"estimator": estimator, "window": window, "tolerance": 1e-3, **params}
+            if not scored:
+                options["ddof"] = k % 2
+            yield Case(
+                f"{estimator} {shape} {sorted(params)}",
+                (random_scene(shape, rng, circular=circular, offset=10.0),),
+                {"return_status": True, **options},
+                condition=CONDITION * (1.0 if params.get("center", True) else 10.0),
+                terms=49,
+                broadcast_axis=None,
+            )
+
+
+@pytest.mark.parametrize("dtypes", [REAL, COMPLEX])
+@pytest.mark.parametrize("scored", [False, True])
+def test_kernels_against_the_reference(dtypes: Any, scored: bool) -> None:
+    if "emu" not in backends():
+        pytest.skip("built without the emulator")
+    spec = OpSpec(
+        name="rx" if scored else "local_covariance",
+        function=mahal.rx if scored else mahal.local_covariance,
+        reference=score_reference if scored else map_reference,
+        cases=lambda rng: kernel_cases(rng, dtypes == COMPLEX, scored),
+        scale=largest_of_each,
+        dtypes=dtypes,
+        layouts=("C", "sliced"),
+        emulated=True,
+    )
+    run = run_op_checks(
+        spec, backends=["emu"], libraries=["numpy"], isas=["base"], thread_counts=(1,)
+    )
+    assert run.failures == 0
+
+
+@pytest.mark.parametrize("kib", [6, 12])
+def test_kernels_with_little_shared_memory(kib: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "emu" not in backends():
+        pytest.skip("built without the emulator")
+    # Chunks of the samples, and at last matrices outside shared memory.
+    image = random_scene((7, 7, 17), np.random.default_rng(21))
+    want = mahal.local_covariance(image, (1, 7), estimator="student_t", tolerance=1e-3)
+    monkeypatch.setenv("MAHAL_SIMT_SHARED_KIB", str(kib))
+    with backend("emu"):
+        found = mahal.local_covariance(image, (1, 7), estimator="student_t", tolerance=1e-3)
+    allowed = tolerance(np.float64, condition=CONDITION, terms=49)
+    for got, expected in zip(found, want, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=allowed * np.abs(expected).max())
 
 
 def global_cases(rng: np.random.Generator, circular: bool) -> Iterator[Case]:

@@ -12,6 +12,7 @@
 #include "core/threads.hpp"
 #include "core/windows.hpp"
 #include "ops/mean_covariance_kernel.hpp"
+#include "ops/window_estimators_cuda.hpp"
 #include "ops/window_estimators_kernel.hpp"
 
 namespace mahal {
@@ -201,12 +202,49 @@ void estimate_window(const WindowEstimatorsParams& params, const Window& window,
   }
 }
 
+// Arguments of the CUDA kernels, which serve the device and the emulator alike; without outputs.
+WindowEstimatorsLaunch launch_of(const WindowEstimatorsParams& params, const TensorView& image) {
+  const std::int64_t parts = is_complex(image.dtype) ? 2 : 1;
+  WindowEstimatorsLaunch launch;
+  launch.image = image.data;
+  launch.single = real_dtype(image.dtype) == DType::f32;
+  launch.rows = image.shape[0];
+  launch.cols = image.shape[1];
+  launch.bands = static_cast<int>(image.shape[2]);
+  launch.complex = is_complex(image.dtype);
+  launch.row_stride = parts * image.strides[0];
+  launch.col_stride = parts * image.strides[1];
+  launch.band_stride = parts * image.strides[2];
+  launch.windows = params.windows;
+  launch.window_count = params.window_count;
+  launch.border = params.border;
+  launch.estimation = params.estimation;
+  launch.ddof = params.ddof;
+  launch.center = params.center;
+  launch.smallest_pivot = window_pivot;
+  return launch;
+}
+
+// Room of the CUDA kernels, zero where nothing runs them.
+std::size_t device_room(const WindowEstimatorsParams& params, const TensorView& image) {
+  [[maybe_unused]] const WindowEstimatorsLaunch launch = launch_of(params, image);
+  if constexpr (built_with_cuda) {
+    if (image.device.kind == DeviceKind::cuda) {
+      launch_device = image.device.index;
+      return cuda::window_estimators_room(launch) + 64;
+    }
+  }
+  if constexpr (built_with_emulator) return emulator::window_estimators_room(launch) + 64;
+  return 0;
+}
+
 }  // namespace
 
 std::size_t window_estimators_workspace(const WindowEstimatorsParams& params,
                                         const TensorView& image, int threads) {
   check_inputs(params, image);
-  std::size_t most = 0;
+  std::size_t most = device_room(params, image);
+  if (image.device.kind == DeviceKind::cuda) return most;
   for (int k = 0; k < params.window_count; ++k) {
     Scratch scratch;
     make_plan(scratch, params, params.windows[k], image, resolve_threads(params.caller, threads));
@@ -239,10 +277,35 @@ void window_estimators(const WindowEstimatorsParams& params, const TensorView& i
   } else {
     check_output(op, "status", status, DType::u8, {rows, cols, windows});
   }
-  select_route(op, execution, image.device, false);
+  const Route route = select_route(op, execution, image.device, true);
+  if (route != Route::cpu && is_given(params.target)) {
+    throw_device_error(op, "target",
+                       "the CUDA kernels of window estimators give maps and squared distances",
+                       "a target");
+  }
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, window_estimators_workspace(params, image, threads));
 
+  if (route != Route::cpu) {
+    WindowEstimatorsLaunch launch = launch_of(params, image);
+    if (is_given(mask)) {
+      launch.mask = static_cast<const std::uint8_t*>(mask.data);
+      launch.mask_row_stride = mask.strides[0];
+      launch.mask_col_stride = mask.strides[1];
+    }
+    launch.mean = mean.data;
+    launch.covariance = covariance.data;
+    launch.score = score.data;
+    launch.status = static_cast<std::uint8_t*>(status.data);
+    launch.room = Scratch(workspace).take<char>(1);
+    if constexpr (built_with_cuda) {
+      if (route == Route::cuda) cuda::window_estimators(launch, execution.stream);
+    }
+    if constexpr (built_with_emulator) {
+      if (route == Route::emulator) emulator::window_estimators(launch, execution.stream);
+    }
+    return;
+  }
   std::atomic<std::int64_t> done{0};
   dispatch_float(image.dtype, [&]<class T>() {
     for (int k = 0; k < params.window_count; ++k) {
