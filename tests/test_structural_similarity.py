@@ -50,7 +50,15 @@ SPEC = OpSpec(
     cases=cases,
     invariants=[at_most_one],
     promoted=(np.uint8,),
+    emulated=True,
 )
+
+
+@pytest.fixture(params=[name for name in mahal.testing.backends() if name != "cuda"])
+def everywhere(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Host arrays on the CPU kernels, and through the CUDA kernels where the emulator is."""
+    with mahal.testing.backend(request.param):
+        yield request.param
 
 
 def test_against_the_reference() -> None:
@@ -85,7 +93,7 @@ def test_scikit_image_agrees() -> None:
 
 @pytest.mark.parametrize("border", ["reflect", "clip", "shift", "valid"])
 @pytest.mark.parametrize("sigma", [None, 1.5])
-def test_closed_forms(border: str, sigma: float | None) -> None:
+def test_closed_forms(everywhere: str, border: str, sigma: float | None) -> None:
     first, second = pair((30, 80), np.random.default_rng(2))
     params: dict[str, Any] = {"data_range": 255.0, "border": border, "sigma": sigma}
     allowed = tolerance(float, condition=100.0, terms=49)
@@ -123,7 +131,7 @@ def test_it_is_the_local_covariance_of_two_channels() -> None:
 @pytest.mark.parametrize("sigma", [None, 1.5])
 @pytest.mark.parametrize("border", ["reflect", "clip", "shift", "valid"])
 def test_values_that_are_not_finite_cost_their_windows(
-    border: str, sigma: float | None, value: float, dtype: Any
+    everywhere: str, border: str, sigma: float | None, value: float, dtype: Any
 ) -> None:
     first, second = (image.astype(dtype) for image in pair((20, 90), np.random.default_rng(4)))
     params: dict[str, Any] = {"window": 5, "data_range": 200.0, "border": border, "sigma": sigma}

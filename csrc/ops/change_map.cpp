@@ -111,8 +111,8 @@ std::size_t plan_kernels(Scratch& scratch, const TensorView& image, ChangeMapLau
   const std::int64_t rows = image.shape[0];
   const std::int64_t cols = image.shape[1];
   p.weights = scratch.take<std::uint8_t>(rows * cols);
-  p.origins =
-      scratch.take<double>(change_origins(rows, cols, image.shape[2], is_complex(image.dtype)));
+  p.origins = scratch.take<double>(origin_tiles(rows, cols) *
+                                   change_origins(image.shape[2], is_complex(image.dtype)));
   p.matrices = scratch.take<double>(p.plan.workspace_doubles());
   return scratch.bytes();
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/device_map.hpp"
 #include "core/device_matrix_batch.hpp"
 #include "core/device_pair_metric.hpp"
 #include "ops/change_map_cuda.hpp"
@@ -14,38 +15,12 @@
 namespace mahal::MAHAL_CUDA_NAMESPACE {
 namespace {
 
-constexpr int map_threads = 256;
+constexpr int pixel_threads = 64;  // of the kernels for single pixels
 
 // What a pixel counts for.
 enum Weight : std::uint8_t { left_out = 0, used = 1, spoilt = 2 };
 // Counts as no sample, and shows in the sum of the samples of a window.
 constexpr double spoilt_weight = 4294967296.0;
-
-// The hooks by which tests/cpp/test_simt.cpp proves that its comparisons notice an error.
-__device__ __forceinline__ void map_barrier() {
-#if !defined(MAHAL_MUTATE_BARRIER)
-  __syncthreads();
-#endif
-}
-#if defined(MAHAL_MUTATE_HALO)
-constexpr int halo_error = 1;
-#else
-constexpr int halo_error = 0;
-#endif
-
-// Mirror about the edge samples, which are not repeated.
-__device__ __forceinline__ int mirrored(int position, int n) {
-  if (n == 1) return 0;
-  const int period = 2 * (n - 1);
-  const int p = (position % period + period) % period;
-  return p < n ? p : period - p;
-}
-
-// The sample at a position that may lie outside, or -1.
-__device__ __forceinline__ int sample_at(const ChangeMapLaunch& p, int position, int n) {
-  if (position >= 0 && position < n) return position;
-  return p.params.border == MapBorder::clip ? -1 : mirrored(position, n);
-}
 
 template <class N>
 __device__ __forceinline__ N read_channel(const ChangeMapLaunch& p, int image, std::int64_t row,
@@ -56,10 +31,10 @@ __device__ __forceinline__ N read_channel(const ChangeMapLaunch& p, int image, s
 }
 
 template <class N>
-__global__ void __launch_bounds__(map_threads) weigh_pixels(ChangeMapLaunch p) {
+__global__ void __launch_bounds__(pixel_threads) weigh_pixels(ChangeMapLaunch p) {
   const std::int64_t pixels = std::int64_t{p.rows} * p.cols;
-  for (std::int64_t at = std::int64_t{blockIdx.x} * map_threads + threadIdx.x; at < pixels;
-       at += std::int64_t{gridDim.x} * map_threads) {
+  for (std::int64_t at = std::int64_t{blockIdx.x} * pixel_threads + threadIdx.x; at < pixels;
+       at += std::int64_t{gridDim.x} * pixel_threads) {
     const std::int64_t row = at / p.cols, col = at % p.cols;
     std::uint8_t weight = used;
     if (p.mask != nullptr && p.mask[row * p.mask_row_stride + col * p.mask_col_stride] == 0) {
@@ -72,41 +47,31 @@ __global__ void __launch_bounds__(map_threads) weigh_pixels(ChangeMapLaunch p) {
   }
 }
 
-// What is subtracted from the pixels, so that no sum of squares loses digits to an offset: per
-// channel the median of some samples of a tile, which a few bright pixels do not move. A thread has
-// a channel of a tile.
+// A thread has a channel of a tile.
 template <class N>
-__global__ void __launch_bounds__(map_threads) find_origins(ChangeMapLaunch p) {
+__global__ void __launch_bounds__(pixel_threads) find_origins(ChangeMapLaunch p) {
   constexpr int grid = 5;
   constexpr int parts = is_complex_number<N> ? 2 : 1;
   const int tile_cols = (p.cols - 1) / origin_cols + 1;
   const std::int64_t tiles = std::int64_t{(p.rows - 1) / origin_rows + 1} * tile_cols;
   const std::int64_t all = tiles * 2 * p.channels * parts;
-  for (std::int64_t at = std::int64_t{blockIdx.x} * map_threads + threadIdx.x; at < all;
-       at += std::int64_t{gridDim.x} * map_threads) {
+  for (std::int64_t at = std::int64_t{blockIdx.x} * pixel_threads + threadIdx.x; at < all;
+       at += std::int64_t{gridDim.x} * pixel_threads) {
     const int part = static_cast<int>(at % parts);
     const int channel = static_cast<int>(at / parts % (2 * p.channels));
     const std::int64_t tile = at / parts / (2 * p.channels);
-    const int row0 = static_cast<int>(tile / tile_cols) * origin_rows;
-    const int col0 = static_cast<int>(tile % tile_cols) * origin_cols;
-    const int rows = p.rows - row0 < origin_rows ? p.rows - row0 : origin_rows;
-    const int cols = p.cols - col0 < origin_cols ? p.cols - col0 : origin_cols;
-    double sorted[grid * grid];
-    int count = 0;
-    for (int i = 0; i < grid * grid && p.params.center; ++i) {
-      const std::int64_t row = row0 + (2 * (i / grid) + 1) * rows / (2 * grid);
-      const std::int64_t col = col0 + (2 * (i % grid) + 1) * cols / (2 * grid);
-      if (p.weights[row * p.cols + col] != used) continue;
+    const auto read = [&](int row, int col, double& x) {
+      if (!p.params.center || p.weights[std::int64_t{row} * p.cols + col] != used) return false;
       const N value = read_channel<N>(p, channel / p.channels, row, col, channel % p.channels);
-      double x = real_part(value);
+      x = real_part(value);
       if constexpr (parts == 2) {
         if (part == 1) x = value.im;
       }
-      int m = count++;
-      for (; m > 0 && sorted[m - 1] > x; --m) sorted[m] = sorted[m - 1];
-      sorted[m] = x;
-    }
-    p.origins[at] = count > 0 ? sorted[count / 2] : 0;
+      return true;
+    };
+    p.origins[at] =
+        tile_median<grid>(static_cast<int>(tile / tile_cols) * origin_rows,
+                          static_cast<int>(tile % tile_cols) * origin_cols, p.rows, p.cols, read);
   }
 }
 
@@ -118,8 +83,9 @@ template <class Body>
 __device__ __forceinline__ void each_sample(const ChangeMapLaunch& p, const Column& at, Body body) {
   if (at.col < 0) return;
   const int half = p.params.window / 2;
+  const bool clipped = p.params.border == MapBorder::clip;
   for (int v = at.row - half + halo_error; v <= at.row + half; ++v) {
-    const int row = sample_at(p, v, p.rows);
+    const int row = sample_at(v, p.rows, clipped);
     if (row < 0) continue;
     const std::uint8_t weight = p.weights[std::int64_t{row} * p.cols + at.col];
     if (weight != left_out) body(row, weight);
@@ -159,7 +125,8 @@ struct PixelRow {
     return moments[k * pairs + pixel];
   }
   __device__ __forceinline__ Column column(int u) const {
-    return {row, sample_at(p, col0 - p.params.window / 2 + u, p.cols)};
+    return {row,
+            sample_at(col0 - p.params.window / 2 + u, p.cols, p.params.border == MapBorder::clip)};
   }
   __device__ __forceinline__ N centred(int image, int at_row, int at_col, int channel) const {
     return read_channel<N>(p, image, at_row, at_col, channel) -
@@ -306,7 +273,7 @@ struct PixelRow {
 };
 
 template <class N, int Size>
-__global__ void __launch_bounds__(map_threads) score_pixels(ChangeMapLaunch p) {
+__global__ void __launch_bounds__(pair_block_threads) score_pixels(ChangeMapLaunch p) {
   const int pairs = p.plan.pairs;
   const int pitch = pairs + p.params.window - 1;
   double* room = simt::dynamic_shared<double>();
@@ -317,13 +284,13 @@ __global__ void __launch_bounds__(map_threads) score_pixels(ChangeMapLaunch p) {
   const int rows = p.rows - 2 * p.edge, cols = p.cols - 2 * p.edge;
   const int row_tiles = (cols + pairs - 1) / pairs;
   const std::int64_t tiles = std::int64_t{rows} * row_tiles;
-  const int origin_tiles = (p.cols - 1) / origin_cols + 1;
+  const int tile_cols = (p.cols - 1) / origin_cols + 1;
   for (std::int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const int row = p.edge + static_cast<int>(tile / row_tiles);
     const int first = static_cast<int>(tile % row_tiles) * pairs;
     const int count = cols - first < pairs ? cols - first : pairs;
     const std::int64_t origin_tile =
-        std::int64_t{row / origin_rows} * origin_tiles + (p.edge + first) / origin_cols;
+        std::int64_t{row / origin_rows} * tile_cols + (p.edge + first) / origin_cols;
     const N* origin = reinterpret_cast<const N*>(p.origins) + origin_tile * 2 * p.channels;
     PixelRow<N, Size>{p,
                       static_cast<int>(blockDim.x),
@@ -345,16 +312,14 @@ __global__ void __launch_bounds__(map_threads) score_pixels(ChangeMapLaunch p) {
 }
 
 // Pixels without a window of their own take what the nearest one with a window has, or nothing.
-__global__ void __launch_bounds__(map_threads) fill_map_edges(ChangeMapLaunch p) {
+__global__ void __launch_bounds__(pixel_threads) fill_map_edges(ChangeMapLaunch p) {
   const std::int64_t pixels = std::int64_t{p.rows} * p.cols;
   const bool copied = p.params.border == MapBorder::shift;
-  const auto inside = [&](int at, int n) {
-    return at < p.edge ? p.edge : at >= n - p.edge ? n - p.edge - 1 : at;
-  };
-  for (std::int64_t at = std::int64_t{blockIdx.x} * map_threads + threadIdx.x; at < pixels;
-       at += std::int64_t{gridDim.x} * map_threads) {
+  for (std::int64_t at = std::int64_t{blockIdx.x} * pixel_threads + threadIdx.x; at < pixels;
+       at += std::int64_t{gridDim.x} * pixel_threads) {
     const int row = static_cast<int>(at / p.cols), col = static_cast<int>(at % p.cols);
-    const std::int64_t from = std::int64_t{inside(row, p.rows)} * p.cols + inside(col, p.cols);
+    const std::int64_t from = std::int64_t{nearest_window(row, p.rows, p.edge)} * p.cols +
+ nearest_window(col, p.cols, p.edge);
     if (from == at) continue;
     p.status[at] = copied ? p.status[from] : static_cast<std::uint8_t>(status_masked);
     write_number(p.score, p.single, at,
@@ -363,7 +328,7 @@ __global__ void __launch_bounds__(map_threads) fill_map_edges(ChangeMapLaunch p)
 }
 
 unsigned blocks_for(std::int64_t items) {
-  return static_cast<unsigned>(std::min<std::int64_t>((items - 1) / map_threads + 1, 1 << 20));
+  return static_cast<unsigned>(std::min<std::int64_t>((items - 1) / pixel_threads + 1, 1 << 20));
 }
 
 template <class N>
@@ -371,10 +336,11 @@ void launch_numbers(const ChangeMapLaunch& p, std::uintptr_t stream) {
   constexpr const char* op = "change_map";
   constexpr std::int64_t most_blocks = 0x7FFFFFFF;
   const std::int64_t pixels = std::int64_t{p.rows} * p.cols;
-  const dim3 threads(map_threads);
+  const dim3 threads(pixel_threads);
   simt::launch(op, weigh_pixels<N>, dim3(blocks_for(pixels)), threads, 0, stream, p);
   simt::launch(op, find_origins<N>,
-               dim3(blocks_for(change_origins(p.rows, p.cols, p.channels, p.complex))), threads, 0,
+               dim3(blocks_for(origin_tiles(p.rows, p.cols) *
+ change_origins(p.channels, p.complex))), threads, 0,
                stream, p);
   const PairPlan& plan = p.plan;
   auto* kernel = score_pixels<N, 1>;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/origin_tiles.hpp"
 #include "core/pair_metric_size.hpp"
 #include "mahal/change_map.hpp"
 
@@ -14,9 +15,6 @@ inline constexpr int most_change_window = 511;
 
 // Products of one channel with so many others are summed at a time.
 inline constexpr int change_group = 4;
-// Pixels that share an origin.
-inline constexpr int origin_rows = 32, origin_cols = 128;
-
 // The images hold float where `single` and double elsewhere, or pairs of these where `complex`;
 // strides are in entries. Results are those of the op.
 struct ChangeMapLaunch {
@@ -33,7 +31,7 @@ struct ChangeMapLaunch {
   PairPlan plan{};
   int chunk = 0;  // groups of products whose sums over rows are in shared memory at a time
   std::uint8_t* weights = nullptr;  // rows x cols
-  double* origins = nullptr;        // change_origins()
+  double* origins = nullptr;        // tiles x change_origins()
   double* matrices = nullptr;       // plan.workspace_doubles()
   void* score = nullptr;
   std::uint8_t* status = nullptr;
@@ -51,10 +49,9 @@ inline std::int64_t change_groups(const ChangeMapParams& params, std::int64_t ch
   for (std::int64_t i = 0; i < channels; ++i) groups += i / change_group + 1;
   return params.metric == Metric::frobenius ? groups : 2 * groups;
 }
-inline std::int64_t change_origins(std::int64_t rows, std::int64_t cols, std::int64_t channels,
-                                   bool complex) {
-  const std::int64_t tiles = ((rows - 1) / origin_rows + 1) * ((cols - 1) / origin_cols + 1);
-  return tiles * 2 * channels * (complex ? 2 : 1);
+// Per tile of pixels that share an origin.
+inline std::int64_t change_origins(std::int64_t channels, bool complex) {
+  return 2 * channels * (complex ? 2 : 1);
 }
 
 inline PairPlan plan_change_map(const ChangeMapParams& params, std::int64_t rows, std::int64_t cols,
