@@ -289,6 +289,20 @@ def test_float32_scores_are_right_to_two_parts_in_a_million() -> None:
     np.testing.assert_allclose(scores, want, rtol=2e-6)
 
 
+@pytest.mark.parametrize("quiet", [1e-3, 1e-4, 1e-5])
+def test_quiet_regions_far_from_the_mean(quiet: float) -> None:
+    """Whitened pixels there have too few digits in float32 to tell their differences."""
+    rng = np.random.default_rng(24)
+    image = rng.standard_normal((160, 60, 3))
+    image[:, :40] = 3 + quiet * rng.standard_normal((160, 40, 3))
+    image = image.astype(np.float32)
+    want = mahal.rx(image.astype(np.float64), window=(1, 5))
+    np.testing.assert_allclose(mahal.rx(image, window=(1, 5)), want, rtol=1e-3)
+    target = np.array([3.0 + quiet, 3.0, 3.0 - quiet], dtype=np.float32)
+    want = mahal.ace(image.astype(np.float64), target.astype(np.float64), window=(1, 5))
+    np.testing.assert_allclose(mahal.ace(image, target, window=(1, 5)), want, rtol=0, atol=1e-3)
+
+
 def test_translation_equivariance() -> None:
     rng = np.random.default_rng(5)
     large = random_scene((34, 40, 3), rng)

@@ -420,6 +420,18 @@ struct LocalRx {
     return margin;
   }
 
+  // The whitened pixel is rounded, by as much as the origin is large: so is its product with what A^-1
+  // makes z from, in proportion to this.
+  MAHAL_INLINE V blur(const T* z) const {
+    V total = S::zero();
+    for (int j = 0; j < b.bands; ++j) {
+      const V v = S::load(z + j * L) * S::set1(mem[s.origin + j]);
+      total = S::fma(v, v, total);
+    }
+    const T unit = T(1) / (4 * b.trust);
+    return total * S::set1(unit * unit);
+  }
+
   // What a change of the matrix does to the cosine c between the unit vectors along y and w: with
   // e_y and e_w the errors of their squares, relative to these, at most
   // sqrt(e_y e_w) + |c| max(e_y, e_w). Then what rounding of t and m does to w and to its product with
@@ -437,6 +449,7 @@ struct LocalRx {
       margin = narrowed(margin, S::fnma(share, sum, S::set1(T(1))));
       // Beyond this the estimate, which is of first order, says little.
       margin = narrowed(margin, S::fnma(share, larger, S::set1(T(16))));
+      margin = narrowed(margin, square - blur(q));
       V own = S::zero();
       V across = S::zero();
       for (int j = 0; j < b.bands; ++j) {
@@ -584,12 +597,12 @@ struct LocalRx {
     alignas(64) T margin[L];
     if (b.target_count) cholesky.margin = solve_targets(reciprocal, cholesky.margin);
     const V rounding = error(border);
-    V least;
+    V least = narrowed(cholesky.margin, S::fma(square, square, -blur(border)));
     if (b.target_count) {
-      least = check_targets(reciprocal, square, rounding, cholesky.margin);
+      least = check_targets(reciprocal, square, rounding, least);
       if (!b.solved) store_targets(r, square, dof);
     } else {
-      least = S::min(cholesky.margin, S::fnma(S::set1(T(1) / b.trust), rounding, square));
+      least = S::min(least, S::fnma(S::set1(T(1) / b.trust), rounding, square));
     }
     if (b.solved) store_solved(r, square, dof);
     S::store(value, square * dof);
