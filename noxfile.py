@@ -40,6 +40,7 @@ OPS = (
     "structural_similarity_backward",
     "whiten",
     "window_estimators",
+    "window_scores",
     "window_scores_backward",
 )
 TORCH = "torch==2.13.0"

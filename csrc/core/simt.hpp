@@ -10,7 +10,8 @@
 //   threadIdx, blockIdx, blockDim, gridDim; __syncthreads, __syncwarp;
 //   __shfl_sync, __shfl_xor_sync, __shfl_up_sync, __shfl_down_sync over the whole warp;
 //   MAHAL_UNROLL in front of a loop, MAHAL_DEVICE_CALL of a function; simt::nan<T>,
-//   simt::epsilon<T>, simt::largest<T>; simt::store_streaming of 16 bytes;
+//   simt::epsilon<T>, simt::largest<T>; simt::reciprocal_root;
+//   simt::store_streaming of 16 bytes;
 //   simt::dynamic_shared<T>() for shared memory. Static __shared__ arrays are left out on purpose:
 //   the emulator could not poison them or let the address sanitizer see their ends.
 // A kernel takes one parameter, a struct by value, and is started by simt::launch, which throws
@@ -26,6 +27,7 @@
 //   MAHAL_SIMT_SHARED_KIB  shared memory that a block may have, default 227 as on an H200
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -632,6 +634,16 @@ template <class T>
 inline constexpr T epsilon = std::numeric_limits<T>::epsilon();
 template <class T>
 inline constexpr T largest = std::numeric_limits<T>::max();
+
+// 1 / sqrt(x) to two units in the last place, in a fraction of the time of root and division.
+template <class T>
+__device__ __forceinline__ T reciprocal_root(T x) {
+#if defined(MAHAL_EMULATED)
+  return T(1) / std::sqrt(x);
+#else
+  return ::rsqrt(x);
+#endif
+}
 
 // 16 bytes at a time.
 template <class T>

@@ -16,6 +16,7 @@
 #include "ops/cholesky_kernel.hpp"
 #include "ops/matched_rows.hpp"
 #include "ops/mean_covariance_kernel.hpp"
+#include "ops/rx_cuda.hpp"
 #include "ops/rx_kernel.hpp"
 #include "ops/rx_limits.hpp"
 #include "ops/rx_targets.hpp"
@@ -748,6 +749,110 @@ void score_on_device(const RxParams& params, const DevicePlan<T>& p, const Tenso
   });
 }
 
+// Windows on a device: the same steps, each a launch.
+template <class T>
+struct DeviceWindows {
+  DeviceBackground background;
+  EstimateLaunch<T> estimate;
+  WindowScoresLaunch<T> scores;
+  double* targets;
+  double* tiles;  // of whitening
+};
+
+template <class T>
+DeviceWindows<T> plan_device_windows(Scratch& scratch, const Shape& s, const RxParams& params,
+                                     const TensorView& image, const TensorView& covariance,
+                                     const TensorView& mask) {
+  DeviceWindows<T> d{};
+  const bool fixed = is_given(covariance);
+  const std::int64_t needed = fixed ? 1 : needed_samples(params, s.variables);
+  d.background = plan_device_background(scratch, s.bands);
+  d.estimate = plan_estimate<T>(scratch, d.background, image, mask, Normalization{1, params.center},
+                                params.estimation, Scale::samples, needed, fixed);
+  WindowScoresLaunch<T>& w = d.scores;
+  w.rows = s.rows;
+  w.cols = s.cols;
+  w.bands = s.bands;
+  w.pitch = window_pitch(s.bands);
+  w.pixel_status = d.estimate.samples.status;
+  w.state = d.background.state;
+  w.parts = s.parts;
+  w.center = s.center;
+  w.fixed = fixed;
+  w.nan_when_singular = params.singular == Singular::nan;
+  w.border = params.border;
+  w.window = params.window;
+  w.needed = static_cast<int>(needed);
+  w.target_count = s.targets;
+  w.kind = s.kind;
+  w.maps = s.maps;
+  w.whitened = scratch.take<T>(s.pixels * w.pitch);
+  w.targets = d.targets = scratch.take<double>(static_cast<std::int64_t>(s.targets) * w.pitch);
+  w.count = scratch.take<std::int32_t>(s.pixels);
+  w.weak = scratch.take<std::uint8_t>(s.pixels);
+  d.tiles = plan_whiten_tiles(scratch, std::max<std::int64_t>(s.pixels, s.targets), s.bands);
+  const StripPlan plan = plan_strips<T>(s.rows, s.cols, s.bands, s.targets);
+  if (fixed) {
+    const std::int64_t elements = window_rows(w.pitch, s.targets, s.parts);
+    w.matrices = scratch.take<double>(elements * window_blocks(plan.strips, elements));
+    return d;
+  }
+  if constexpr (sizeof(T) == 8) {
+    w.exact = w.whitened;
+  } else {
+    w.exact = scratch.take<double>(s.pixels * w.pitch);
+  }
+  w.sums = scratch.take<T>(window_sums_room(plan));
+  const std::int64_t elements = window_matrix(s.bands, s.targets);
+  w.matrices = scratch.take<double>(elements * window_blocks(s.pixels, elements));
+  return d;
+}
+
+// Whitens a list of pixels into rows of `pitch` elements.
+template <class In, class Out, class T, class Device>
+void whiten_rows(const Device& device, const DeviceWindows<T>& d, const TensorView& x,
+                 const Out* rows) {
+  WhitenLaunch<In, Out> launch{};
+  launch.pixels = device_pixels<In>(x);
+  launch.mean = d.background.mean;
+  launch.lower = d.background.lower;
+  launch.inverse = d.background.inverse;
+  launch.verdicts.state = d.background.state;
+  launch.whitened = const_cast<Out*>(rows);
+  launch.out_stride = launch.out_bands = d.scores.pitch;
+  launch.tiles = d.tiles;
+  device.whiten(launch);
+}
+
+template <class T>
+void launch_device_windows(const RxTargets& targets, const DeviceWindows<T>& d,
+                           const TensorView& image, const TensorView& covariance, Route route,
+                           std::uintptr_t stream) {
+  const WindowScoresLaunch<T>& w = d.scores;
+  with_background(route, targets.op, stream, [&](const auto& device) {
+    device.estimate(d.estimate);
+    if (w.fixed) {
+      load_covariance(device, d.background, covariance);
+    } else {
+      device.factor(factor_of(d.background, w.bands, true));
+    }
+    whiten_rows<T>(device, d, image, w.whitened);
+    if constexpr (sizeof(T) == 4) {
+      if (!w.fixed) whiten_rows<T>(device, d, image, w.exact);
+    }
+    if (w.target_count > 0) {
+      dispatch_float(targets.target.dtype,
+                     [&]<class In>() { whiten_rows<In>(device, d, targets.target, w.targets); });
+    }
+  });
+  if constexpr (built_with_cuda) {
+    if (route == Route::cuda) cuda::window_scores(w, stream);
+  }
+  if constexpr (built_with_emulator) {
+    if (route == Route::emulator) emulator::window_scores(w, stream);
+  }
+}
+
 }  // namespace
 
 std::size_t rx_targets_workspace(const RxTargets& targets, const RxParams& params,
@@ -755,9 +860,14 @@ std::size_t rx_targets_workspace(const RxTargets& targets, const RxParams& param
                                  const TensorView& covariance, int threads) {
   check_inputs(targets, params, image, background, covariance);
   Scratch scratch;
-  if (runs_on_device(image.device) && params.window.outer == 0) {
+  if (runs_on_device(image.device)) {
     dispatch_float(image.dtype, [&]<class T>() {
-      plan_device<T>(scratch, params, image, background, covariance, TensorView{});
+      if (params.window.outer > 0) {
+        plan_device_windows<T>(scratch, shape_of(params, image, targets), params, image, covariance,
+                               TensorView{});
+      } else {
+        plan_device<T>(scratch, params, image, background, covariance, TensorView{});
+      }
     });
     return scratch.bytes();
   }
@@ -788,7 +898,7 @@ void rx_targets(const RxTargets& targets, const RxParams& params, const TensorVi
   check_scores(op, "score", score, real_dtype(image.dtype), s.pixels * s.maps);
   check_status(op, status, s.pixels);
   const bool local = params.window.outer > 0;
-  const Route route = select_route(op, execution, image.device, !local);
+  const Route route = select_route(op, execution, image.device, true);
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace,
                   rx_targets_workspace(targets, params, image, background, covariance, threads));
@@ -807,6 +917,13 @@ void rx_targets(const RxTargets& targets, const RxParams& params, const TensorVi
     const std::int64_t samples = pixel_count(external ? background : image);
     if (samples < needed) throw_few_samples(samples);
     dispatch_float(image.dtype, [&]<class T>() {
+      if (local) {
+        DeviceWindows<T> d = plan_device_windows<T>(scratch, s, params, image, covariance, mask);
+        d.scores.score = static_cast<T*>(score.data);
+        d.scores.status = static_cast<std::uint8_t*>(status.data);
+        launch_device_windows(targets, d, image, covariance, route, execution.stream);
+        return;
+      }
       const DevicePlan<T> p = plan_device<T>(scratch, params, image, background, covariance, mask);
       score_on_device(params, p, image, background, covariance, score, status, route,
                       execution.stream);

@@ -32,6 +32,7 @@
 #include "ops/cholesky_cuda.hpp"
 #include "ops/local_covariance_cuda.hpp"
 #include "ops/mean_covariance_kernel.hpp"
+#include "ops/rx_cuda.hpp"
 
 namespace {
 
@@ -1183,6 +1184,122 @@ void test_backgrounds() {
   test_background(120, 40, false);
   test_background(150, 70, true);
   test_background(600, 20, false);
+
+// --------------------------------------------------------------------------- scores of windows
+// Rings of windows that slide inside the image, in extended precision.
+std::vector<double> ring_scores(const std::vector<double>& x, int rows, int cols, int n,
+                                mahal::Window window) {
+  std::vector<double> scores;
+  const auto start = [](int i, int size, int side) {
+    return std::min(std::max(i - side / 2, 0), size - side);
+  };
+  for (int row = 0; row < rows; ++row) {
+    for (int col = 0; col < cols; ++col) {
+      const int top = start(row, rows, window.outer), left = start(col, cols, window.outer);
+      const int hole_top = start(row, rows, window.inner);
+      const int hole_left = start(col, cols, window.inner);
+      std::vector<const double*> samples;
+      for (int r = top; r < top + window.outer; ++r) {
+        for (int c = left; c < left + window.outer; ++c) {
+          const bool hole = r >= hole_top && r < hole_top + window.inner && c >= hole_left &&
+                            c < hole_left + window.inner;
+          if (!hole) samples.push_back(&x[static_cast<std::size_t>((r * cols + c) * n)]);
+        }
+      }
+      std::vector<Long> mean(static_cast<std::size_t>(n), 0);
+      for (const double* s : samples) {
+        for (int b = 0; b < n; ++b) mean[b] += s[b] / static_cast<Long>(samples.size());
+      }
+      std::vector<Long> a(static_cast<std::size_t>((n + 1) * n), 0);
+      for (const double* s : samples) {
+        for (int i = 0; i < n; ++i) {
+          for (int j = 0; j <= i; ++j) a[i * n + j] += (s[i] - mean[i]) * (s[j] - mean[j]);
+        }
+      }
+      for (Long& value : a) value /= static_cast<Long>(samples.size() - 1);
+      for (int b = 0; b < n; ++b) a[n * n + b] = x[(row * cols + col) * n + b] - mean[b];
+      Long score = 0;
+      for (int i = 0; i <= n; ++i) {
+        for (int j = 0; j < n && j <= i; ++j) {
+          Long value = a[i * n + j];
+          for (int k = 0; k < j; ++k) value -= a[i * n + k] * a[j * n + k];
+          a[i * n + j] = i == j ? std::sqrt(value) : value / a[j * n + j];
+          if (i == n) score += a[i * n + j] * a[i * n + j];
+        }
+      }
+      scores.push_back(static_cast<double>(score));
+    }
+  }
+  return scores;
+}
+
+// `quiet`: all pixels far from the mean of the image, as seen from their spread.
+template <class T>
+void test_window_scores_of(int rows, int cols, int n, mahal::Window window, bool quiet) {
+  const std::string label = std::string("rx ") + (sizeof(T) == 4 ? "float" : "double") + ' ' +
+                            std::to_string(n) + (quiet ? " bands, quiet" : " bands");
+  const int pixels = rows * cols, pitch = mahal::window_pitch(n);
+  std::mt19937 rng(static_cast<std::uint32_t>(n));
+  std::normal_distribution<double> normal;
+  std::vector<double> x(static_cast<std::size_t>(pixels * n));
+  std::vector<double> exact(static_cast<std::size_t>(pixels * pitch), 0);
+  std::vector<T> whitened(exact.size(), T(0));
+  for (int i = 0; i < pixels * n; ++i) {
+    x[i] = quiet ? 3 + 1e-6 * normal(rng) : normal(rng);
+    exact[i / n * pitch + i % n] = x[i];
+    whitened[i / n * pitch + i % n] = static_cast<T>(x[i]);
+  }
+  const mahal::StripPlan plan = mahal::plan_strips<T>(rows, cols, n, 0);
+  const std::int64_t elements = mahal::window_matrix(n, 0);
+  std::vector<double> matrices(elements * mahal::window_blocks(pixels, elements));
+  std::vector<T> sums(mahal::window_sums_room(plan)), score(pixels, T(-77));
+  std::vector<std::uint8_t> usable(pixels, 0), status(pixels, 99), weak(pixels, 99);
+  std::vector<std::int32_t> count(pixels);
+  const mahal::BackgroundState state{};
+  mahal::WindowScoresLaunch<T> launch;
+  launch.rows = rows;
+  launch.cols = cols;
+  launch.bands = n;
+  launch.pitch = pitch;
+  launch.exact = exact.data();
+  launch.pixel_status = usable.data();
+  launch.state = &state;
+  launch.window = window;
+  launch.needed = n + 1;
+  launch.status = status.data();
+  launch.count = count.data();
+  launch.weak = weak.data();
+  launch.matrices = matrices.data();
+  launch.whitened = whitened.data();
+  launch.score = score.data();
+  launch.sums = sums.data();
+  mahal::emulator::window_scores(launch, 0);
+
+  const std::vector<double> want = ring_scores(x, rows, cols, n, window);
+  const double largest = *std::max_element(want.begin(), want.end());
+  // Four samples for each band leave a condition of about ((1 + 1/2) / (1 - 1/2))^2.
+  const double allowed =
+      8.0 * n * 9 * static_cast<double>(std::numeric_limits<T>::epsilon()) * largest;
+  double error = 0;
+  bool scored = true;
+  for (int i = 0; i < pixels; ++i) {
+    const double e = std::abs(static_cast<double>(score[i]) - want[i]);
+    if (!(e <= error)) error = e;
+    scored = scored && status[i] == 0;
+  }
+  check(error <= allowed, label + ": error " + text(error) + ", allowed " + text(allowed));
+  check(scored, label + ": a pixel is not scored");
+  const auto marked = std::count_if(weak.begin(), weak.end(), [](auto w) { return w != 0; });
+  check(marked == (quiet ? pixels : 0),
+        label + ": " + std::to_string(marked) + " pixels scored twice");
+}
+
+void test_window_scores() {
+  test_window_scores_of<float>(8, 19, 5, {7, 1}, false);
+  test_window_scores_of<double>(8, 19, 5, {7, 1}, false);
+  test_window_scores_of<float>(13, 14, 36, {13, 3}, false);
+  test_window_scores_of<double>(13, 14, 36, {13, 3}, false);
+  test_window_scores_of<float>(8, 11, 3, {5, 1}, true);
 }
 
 }  // namespace
@@ -1193,6 +1310,7 @@ int main() {
   test_matrices();
   test_cholesky();
   test_backgrounds();
+  test_window_scores();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 ? 0 : 1;
 }
