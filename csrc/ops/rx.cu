@@ -22,8 +22,8 @@
 #include "core/simt.hpp"
 #include "mahal/rx.hpp"
 #include "ops/mean_covariance_kernel.hpp"
-#include "ops/rx_limits.hpp"
 #include "ops/rx_cuda.hpp"
+#include "ops/rx_limits.hpp"
 
 namespace mahal::MAHAL_CUDA_NAMESPACE {
 namespace {
