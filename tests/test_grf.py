@@ -10,7 +10,15 @@ import mahal
 import numpy as np
 import pytest
 from mahal.ops import _matern
-from mahal.testing import Case, OpSpec, reference_grf, run_op_checks, tolerance
+from mahal.testing import (
+    Case,
+    OpSpec,
+    backend,
+    backends,
+    reference_grf,
+    run_op_checks,
+    tolerance,
+)
 
 SHAPES = [((), (4, 6)), ((2,), (3, 5)), ((2, 3), (8, 8)), ((1,), (1, 7)), ((3,), (5, 1))]
 
@@ -69,6 +77,8 @@ KL = OpSpec(
     cases=kl_cases,
     constant=2.0,
     scale=scale,
+    emulated=True,
+    cuda=True,
 )
 
 
@@ -84,6 +94,8 @@ LIKELIHOOD = OpSpec(
     cases=image_cases,
     constant=2.0,
     scale=scale,
+    emulated=True,
+    cuda=True,
 )
 
 
@@ -126,6 +138,34 @@ def test_sizes_against_the_fourier_form(torus: tuple[int, int], dtype: Any) -> N
     for got, want in zip(found, expected, strict=False):
         allowed = tolerance(dtype, terms=terms, constant=2.0)
         np.testing.assert_allclose(got, want, rtol=0, atol=allowed * np.abs(want).max())
+
+
+@pytest.mark.skipif("emu" not in backends(), reason="needs a build with MAHAL_EMULATOR=ON")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    # In registers, by sums, and through memory: all radices, more than one tile and chunk.
+    "shape",
+    [(5, 16, 32), (2, 64, 3), (12, 9, 7), (2, 9, 33), (2, 70, 6), (1, 3, 96), (1, 68, 121)],
+)
+def test_device_kernels_of_every_size(shape: tuple[int, ...], dtype: Any) -> None:
+    mean, logvar = (a.astype(dtype) for a in normals(shape, np.random.default_rng(shape[-1])))
+    results = []
+    for name in ("cpu", "emu"):
+        with backend(name):
+            posterior = mahal.grf_kl(mean, logvar, range=1.2, gradients=True, reduction="mean")
+            value = mahal.grf_kl(mean, logvar, range=1.2)
+            image = mahal.grf_log_likelihood(mean[:, ::-1, ::-1] + 9, range=1.2, gradients=True)
+            results.append((*posterior, value, *image))
+    terms = 8 + sum(p for p in (2, 3, 5, 7, 11, 17) for side in shape[1:] if side % p == 0)
+    if max(shape[1:]) <= 64:
+        terms = max(terms, *(side for side in shape[1:] if side & (side - 1)), 8)
+    for expected, found in zip(*results, strict=True):
+        allowed = tolerance(dtype, terms=terms, constant=2.0)
+        # The slopes of the likelihood are differences of sums over all pixels.
+        bound = allowed * max(float(np.abs(expected).max()), shape[-2] * shape[-1] / 2)
+        if expected.shape == shape:
+            bound = allowed * float(np.abs(expected).max())
+        np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
 def test_any_strides_give_the_same_bits() -> None:

@@ -58,52 +58,67 @@ struct Hartley {
     }
   }
 
-  // Joins `radix` transforms of size m, one after the other in w, for one k. With A_r turned by the
+  // Joins `radix` transforms of size m, one after the other in w, for one k: with A_r turned by the
   // angle 2 pi r k / n into the pair (u, v) at k and -k, the result at k + q m is the sum of
   // u cos(2 pi r q / radix) + v sin(2 pi r q / radix), and at -k + q m the same with u and v
-  // exchanged.
-  static MAHAL_INLINE void join_4(T* w, std::ptrdiff_t ld, int m, int k, const T* twiddle) {
+  // exchanged. `count` such groups follow each other and share the angles.
+  static MAHAL_INLINE void join_4(T* w, std::ptrdiff_t ld, int m, int k, int count,
+                                  const T* twiddle) {
     const int other = k == 0 ? 0 : m - k;
-    const V u0 = S::load(w + k * ld);
-    const V v0 = S::load(w + other * ld);
-    V u[3], v[3];
+    V c[3], s[3];
     MAHAL_UNROLL
     for (int r = 0; r < 3; ++r) {
-      const V a = S::load(w + ((r + 1) * m + k) * ld);
-      const V b = S::load(w + ((r + 1) * m + other) * ld);
-      const V c = S::set1(twiddle[2 * r]);
-      const V s = S::set1(twiddle[2 * r + 1]);
-      u[r] = S::fma(a, c, b * s);
-      v[r] = S::fnma(a, s, b * c);
+      c[r] = S::in_register(S::set1(twiddle[2 * r]));
+      s[r] = S::in_register(S::set1(twiddle[2 * r + 1]));
     }
-    const V even_u = u0 + u[1], odd_u = u0 - u[1], sum_u = u[0] + u[2], gap_v = v[0] - v[2];
-    S::store(w + k * ld, even_u + sum_u);
-    S::store(w + (k + m) * ld, odd_u + gap_v);
-    S::store(w + (k + 2 * m) * ld, even_u - sum_u);
-    S::store(w + (k + 3 * m) * ld, odd_u - gap_v);
-    if (other == k) return;
-    const V even_v = v0 + v[1], odd_v = v0 - v[1], sum_v = v[0] + v[2], gap_u = u[0] - u[2];
-    S::store(w + (m - k) * ld, odd_v + gap_u);
-    S::store(w + (2 * m - k) * ld, even_v - sum_v);
-    S::store(w + (3 * m - k) * ld, odd_v - gap_u);
-    S::store(w + (4 * m - k) * ld, even_v + sum_v);
+    for (int group = 0; group < count; ++group, w += 4 * m * ld) {
+      T* near = w + k * ld;
+      T* far = w + other * ld;
+      const std::ptrdiff_t step = m * ld;
+      const V u0 = S::load(near);
+      const V v0 = S::load(far);
+      V u[3], v[3];
+      MAHAL_UNROLL
+      for (int r = 0; r < 3; ++r) {
+        const V a = S::load(near + (r + 1) * step);
+        const V b = S::load(far + (r + 1) * step);
+        u[r] = S::fma(a, c[r], b * s[r]);
+        v[r] = S::fnma(a, s[r], b * c[r]);
+      }
+      const V even_u = u0 + u[1], odd_u = u0 - u[1], sum_u = u[0] + u[2], gap_v = v[0] - v[2];
+      S::store(near, even_u + sum_u);
+      S::store(near + step, odd_u + gap_v);
+      S::store(near + 2 * step, even_u - sum_u);
+      S::store(near + 3 * step, odd_u - gap_v);
+      if (other == k) continue;
+      const V even_v = v0 + v[1], odd_v = v0 - v[1], sum_v = v[0] + v[2], gap_u = u[0] - u[2];
+      S::store(far, odd_v + gap_u);
+      S::store(far + step, even_v - sum_v);
+      S::store(far + 2 * step, odd_v - gap_u);
+      S::store(far + 3 * step, even_v + sum_v);
+    }
   }
 
-  static MAHAL_INLINE void join_2(T* w, std::ptrdiff_t ld, int m, int k, const T* twiddle) {
+  static MAHAL_INLINE void join_2(T* w, std::ptrdiff_t ld, int m, int k, int count,
+                                  const T* twiddle) {
     const int other = k == 0 ? 0 : m - k;
-    const V u0 = S::load(w + k * ld);
-    const V v0 = S::load(w + other * ld);
-    const V a = S::load(w + (m + k) * ld);
-    const V b = S::load(w + (m + other) * ld);
     const V c = S::set1(twiddle[0]);
     const V s = S::set1(twiddle[1]);
-    const V u = S::fma(a, c, b * s);
-    const V v = S::fnma(a, s, b * c);
-    S::store(w + k * ld, u0 + u);
-    S::store(w + (k + m) * ld, u0 - u);
-    if (other == k) return;
-    S::store(w + (m - k) * ld, v0 - v);
-    S::store(w + (2 * m - k) * ld, v0 + v);
+    for (int group = 0; group < count; ++group, w += 2 * m * ld) {
+      T* near = w + k * ld;
+      T* far = w + other * ld;
+      const V u0 = S::load(near);
+      const V v0 = S::load(far);
+      const V a = S::load(near + m * ld);
+      const V b = S::load(far + m * ld);
+      const V u = S::fma(a, c, b * s);
+      const V v = S::fnma(a, s, b * c);
+      S::store(near, u0 + u);
+      S::store(near + m * ld, u0 - u);
+      if (other == k) continue;
+      S::store(far, v0 - v);
+      S::store(far + m * ld, v0 + v);
+    }
   }
 
   // Any odd radix; room holds 2 radix vectors. r and radix - r have the same cosine and opposite
@@ -173,17 +188,17 @@ struct Hartley {
       const int radix = plan.radix[s];
       const T* roots = twiddles;
       if (radix % 2 == 1) twiddles += 2 * radix;
-      const int size = radix * m;
-      for (int begin = 0; begin < plan.n; begin += size) {
-        T* part = w + begin * ld;
-        const T* twiddle = twiddles;
-        for (int k = 0; k <= m / 2; ++k, twiddle += 2 * (radix - 1)) {
-          if (radix == 4) {
-            join_4(part, ld, m, k, twiddle);
-          } else if (radix == 2) {
-            join_2(part, ld, m, k, twiddle);
-          } else {
-            join_odd(part, ld, m, k, radix, roots, twiddle, room);
+      const int size = radix * m, count = plan.n / size;
+      const T* twiddle = twiddles;
+      for (int k = 0; k <= m / 2; ++k, twiddle += 2 * (radix - 1)) {
+        if (radix == 4) {
+          join_4(w, ld, m, k, count, twiddle);
+        } else if (radix == 2) {
+          join_2(w, ld, m, k, count, twiddle);
+        } else {
+          for (int group = 0; group < count; ++group) {
+            join_odd(w + static_cast<std::ptrdiff_t>(group) * size * ld, ld, m, k, radix, roots,
+                     twiddle, room);
           }
         }
       }

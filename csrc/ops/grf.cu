@@ -160,13 +160,6 @@ __device__ __forceinline__ void weigh_variance(const GrfLaunch<T>& p, T log_vari
   if (p.log_variance_gradient) p.log_variance_gradient[at] = up * (weight / T(2));
 }
 
-// The hook by which the tests prove that they notice a lost barrier.
-__device__ __forceinline__ void axis_barrier() {
-#if !defined(MAHAL_MUTATE_BARRIER)
-  __syncwarp();
-#endif
-}
-
 // Small planes.
 
 // Transforms `count` lines of N elements, one by each lane.
@@ -279,7 +272,7 @@ __global__ void __launch_bounds__(most_warps* warp_lanes) small_planes(GrfLaunch
       const T mean = static_cast<T>(warp_sum(total) / pixels);
       for (int e = lane; e < pixels; e += warp_lanes) plane[e / cols * pitch + e % cols] -= mean;
     }
-    axis_barrier();
+    __syncwarp();
     // Rows axis, columns axis, weights, columns axis, rows axis; one copy of the code.
     const int passes = p.field_gradient ? 4 : 2;
     for (int pass = 0; pass < passes; ++pass) {
@@ -287,7 +280,7 @@ __global__ void __launch_bounds__(most_warps* warp_lanes) small_planes(GrfLaunch
       transform_small<largest>(plane, along_rows ? rows : cols, along_rows ? cols : rows,
                                along_rows ? pitch : 1, along_rows ? 1 : pitch,
                                along_rows ? cas_rows : cas_cols, lane);
-      axis_barrier();
+      __syncwarp();
       if (pass != 1) continue;
       for (int e = lane; e < pixels; e += warp_lanes) {
         const int i = e / cols, j = e % cols;
@@ -298,7 +291,7 @@ __global__ void __launch_bounds__(most_warps* warp_lanes) small_planes(GrfLaunch
         if (p.range_slope) sums[1] += static_cast<double>(x * x * slope_at(p, at));
         plane[i * pitch + j] = y;
       }
-      axis_barrier();
+      __syncwarp();
     }
     if (p.field_gradient) {
       const T scale = static_cast<T>(p.field_scale) * weight;

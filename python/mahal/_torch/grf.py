@@ -125,6 +125,8 @@ def sample(
 
 # The divergence where there is a log-variance, else the log-likelihood. `tables` are the quarter
 # spectrum of the correlation and its slope, which the backward pass need not compute again.
+# `wanted` has a bit for the gradient of the field, of the log-variance, and of range and variance:
+# on a device the last two are read back, for which the host waits.
 
 
 def _terms(field: Tensor, length: Any, variance: Any, tables: Any, posterior: bool, c: Any) -> Any:
@@ -169,7 +171,7 @@ def _gradient_forward(
     range_slope: Tensor,
     variance_slope: Tensor,
     *,
-    wanted: int = 3,
+    wanted: int = 7,
     **constants: Any,
 ) -> Any:
     c = _given(constants)
@@ -185,17 +187,18 @@ def _gradient_forward(
         weight=weight.contiguous(),
         threads=c["threads"],
     )
-    absent = field.new_empty(0)
-    return (
-        absent if found.field_gradient is None else found.field_gradient,
-        absent.clone() if found.log_variance_gradient is None else found.log_variance_gradient,
-        (weight.double() * range_slope).sum().cpu(),
-        (weight.double() * variance_slope).sum().cpu(),
+    fields = (
+        field.new_empty(0) if g is None else g
+        for g in (found.field_gradient, found.log_variance_gradient)
     )
+    if not wanted & 4:
+        return *fields, *(torch.zeros((), dtype=torch.float64) for _ in range(2))
+    slopes = (range_slope, variance_slope)
+    return *fields, *((weight.double() * slope).sum().cpu() for slope in slopes)
 
 
 def _gradient_fake(
-    weight: Tensor, field: Tensor, *rest: Tensor, wanted: int = 3, **constants: Any
+    weight: Tensor, field: Tensor, *rest: Tensor, wanted: int = 7, **constants: Any
 ) -> Any:
     full, none = tuple(field.shape), (0,)
     return (
@@ -254,19 +257,19 @@ def _gradient_plain(
     given = (field, length, variance) if logvar is None else (field, length, variance, logvar)
     _, pull = torch.func.vjp(value, *given)
     found = pull(weight)
-    absent = field.new_zeros(0)
+    absent, fixed = field.new_zeros(0), torch.zeros((), dtype=torch.float64)
     return (
         found[0] if wanted & 1 else absent,
         found[3] if wanted & 2 else absent,
-        found[1],
-        found[2],
+        found[1] if wanted & 4 else fixed,
+        found[2] if wanted & 4 else fixed,
     )
 
 
 _gradient = define_backward(
     "grf_backward",
     "(Tensor weight, Tensor field, Tensor? logvar, Tensor length, Tensor variance, Tensor tables, "
-    f"Tensor range_slope, Tensor variance_slope, *, int wanted=3, {_CONSTANTS}) "
+    f"Tensor range_slope, Tensor variance_slope, *, int wanted=7, {_CONSTANTS}) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     forward=_gradient_forward,
     fake=_gradient_fake,
@@ -280,6 +283,7 @@ def _backward(saved: Any, constants: Any, grads: Any, needs: Any) -> Any:
     if grads[0] is None:
         return (None,) * 4
     wanted = (1 if needs[0] else 0) + (2 if needs[1] and logvar is not None else 0)
+    wanted += 4 if needs[2] or needs[3] else 0
     found = _gradient(grads[0].to(field.dtype), *saved, wanted=wanted, **constants)
     return tuple(g if needed else None for g, needed in zip(found, needs, strict=True))
 
@@ -322,6 +326,8 @@ def differentiable(
     length: Any,
     variance: Any,
     matern: Matern,
+    *,
+    sloped: bool,
     compat_eps: bool,
     threads: int,
 ) -> Tensor:
@@ -333,7 +339,7 @@ def differentiable(
         _parameter(variance),
         op=op,
         compat_eps=compat_eps,
-        sloped=isinstance(length, torch.Tensor),
+        sloped=sloped,
         threads=threads,
         **_options(matern),
     )

@@ -198,15 +198,21 @@ def is_tensor(value: Any) -> bool:
     return library_of(value) == "torch"
 
 
-def as_parameter(op: str, argument: str, value: Any) -> Any:
+def as_parameter(op: str, argument: str, value: Any, *, like: Array | None = None) -> Any:
     """A range or variance: a positive Python float, or a float64 tensor on the host.
 
-    The value of a tensor is checked where it is read, which a compiler has no say in.
+    The value of a tensor is checked where it is read, which a compiler has no say in. With ``like``
+    a tensor must go with tensors.
     """
     if not is_tensor(value):
         return check_positive(op, argument, value)
     import torch
 
+    if like is not None and not is_tensor(like):
+        raise TypeError(
+            f"{op}: {argument}: must be a number where the arrays are of {library_of(like)}, "
+            "got a torch tensor"
+        )
     if not value.is_floating_point():
         raise TypeError(f"{op}: {argument}: must be floating point, got {dtype_name(value)}")
     if value.numel() != 1:

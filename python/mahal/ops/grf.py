@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from mahal._arrays import (
     check_choice,
     check_flag,
     library_of,
+    to_host,
     wants_torch,
 )
 from mahal.ops._grf import (
@@ -256,8 +258,8 @@ def grf_kl(
     logvar = as_plane(op, "logvar", logvar, integers=False, like=mean)
     mean, logvar = _broadcast(op, mean, logvar)
     torus = check_torus(op, "mean", tuple(mean.shape))
-    length = as_parameter(op, "range", range)
-    scale = as_parameter(op, "variance", variance)
+    length = as_parameter(op, "range", range, like=mean)
+    scale = as_parameter(op, "variance", variance, like=mean)
     count = as_threads(op, threads)
     full = prior_gradient == "full"
     if not gradients and wants_torch(mean, logvar, length, scale):
@@ -266,7 +268,17 @@ def grf_kl(
         if not full:
             length, scale = _detached(length), _detached(scale)
         _refuse_compat(op, compat_eps, _requires_grad(length), _requires_grad(scale))
-        values = differentiable(op, mean, logvar, length, scale, matern, compat_eps, count)
+        values = differentiable(
+            op,
+            mean,
+            logvar,
+            length,
+            scale,
+            matern,
+            sloped=full and is_tensor(length),
+            compat_eps=compat_eps,
+            threads=count,
+        )
         return reduced(values, reduction)
     for name, array in (("mean", mean), ("logvar", logvar)):
         check_array(op, name, array)
@@ -348,14 +360,24 @@ def grf_log_likelihood(
     _check_options(op, reduction, gradients, compat_eps)
     image = as_plane(op, "image", image, integers=True, like=None)
     torus = check_torus(op, "image", tuple(image.shape))
-    length = as_parameter(op, "range", range)
-    scale = as_parameter(op, "variance", variance)
+    length = as_parameter(op, "range", range, like=image)
+    scale = as_parameter(op, "variance", variance, like=image)
     count = as_threads(op, threads)
     if not gradients and wants_torch(image, length, scale):
         from mahal._torch.grf import differentiable
 
         _refuse_compat(op, compat_eps, _requires_grad(length), _requires_grad(scale))
-        values = differentiable(op, image, None, length, scale, matern, compat_eps, count)
+        values = differentiable(
+            op,
+            image,
+            None,
+            length,
+            scale,
+            matern,
+            sloped=is_tensor(length),
+            compat_eps=compat_eps,
+            threads=count,
+        )
         return reduced(values, reduction)
     check_array(op, "image", image)
     _refuse_compat(op, compat_eps, gradients)
@@ -499,26 +521,14 @@ def grf_power(image: Array) -> Float64:
         raise ValueError(f"{op}: image: must have one plane at least, got {tuple(image.shape)}")
     total: Any = 0.0
     for plane in planes:
-        if library == "torch":
-            import torch
-
-            wide = plane.double()
-            total = total + torch.fft.rfft2(wide - wide.mean()).abs().square()
-        else:
-            wide = plane.astype("float64")
-            total = total + _fft_of(library).rfft2(wide - wide.mean()).__abs__() ** 2
-    power = total / planes.shape[0]
-    if library == "torch":
-        return np.asarray(power.cpu())
-    return np.asarray(power.get() if library == "cupy" else power)
+        wide = plane.double() if library == "torch" else plane.astype("float64")
+        spectrum = _fft_of(library).rfft2(wide - wide.mean())
+        total = total + spectrum.real**2 + spectrum.imag**2
+    return to_host(total / planes.shape[0])
 
 
 def _fft_of(library: str) -> Any:
-    if library == "cupy":
-        import cupy
-
-        return cupy.fft
-    return np.fft
+    return importlib.import_module(library).fft
 
 
 def grf_fit(

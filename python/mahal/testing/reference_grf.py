@@ -49,7 +49,7 @@ def covariance(
     scale = (math.sqrt(2 * smoothness) if convention == "standard" else 1.0) / range
     wraps: list[list[int]] = []
     for side in shape:
-        images = math.ceil(60 / (scale * side)) + 1
+        images = math.ceil(45 / (scale * side)) + 1
         alone = kernel == "wrapped" or side == 1
         wraps.append([0] if alone else [side * k for k in np.arange(-images, images + 1)])
     base = np.zeros((2, *shape))
