@@ -14,7 +14,7 @@ from mahal.ops._matern import Matern, spectra, weights
 Tensor = Any
 
 _DEFAULTS = {
-    "op": "grf",
+    "caller": "grf",
     "smoothness": 1.5,
     "kernel": "periodised",
     "convention": "standard",
@@ -25,7 +25,7 @@ _DEFAULTS = {
     "order": 0,
 }
 _MATERN = (
-    "str op='grf', float smoothness=1.5, str kernel='periodised', str convention='standard', "
+    "str caller='grf', float smoothness=1.5, str kernel='periodised', str convention='standard', "
     "bool normalize=False"
 )
 _CONSTANTS = f"{_MATERN}, bool compat_eps=False, bool sloped=True, int threads=0"
@@ -55,8 +55,8 @@ def _options(matern: Matern) -> dict[str, Any]:
 
 def _spectrum(log_range: Tensor, *, rows: int = 1, cols: int = 1, **constants: Any) -> Any:
     c = _given(constants)
-    length = as_number(c["op"], "range", math.exp(float(log_range)))
-    found = spectra(c["op"], (rows, cols), length, _matern(c), c["order"] + 1)
+    length = as_number(c["caller"], "range", math.exp(float(log_range)))
+    found = spectra(c["caller"], (rows, cols), length, _matern(c), c["order"] + 1)
     return torch.from_numpy(found[c["order"]])
 
 
@@ -93,7 +93,7 @@ def half_spectrum_of(
 ) -> Tensor:
     """Spectrum in the layout of `torch.fft.rfft2`, float64 on the host."""
     log_range = _parameter(length).log()
-    quarter = _spectrum_op(log_range, op=op, rows=torus[0], cols=torus[1], **_options(matern))
+    quarter = _spectrum_op(log_range, caller=op, rows=torus[0], cols=torus[1], **_options(matern))
     return _parameter(variance) * _half(quarter, torus[0])
 
 
@@ -131,8 +131,8 @@ def sample(
 
 def _terms(field: Tensor, length: Any, variance: Any, tables: Any, posterior: bool, c: Any) -> Any:
     torus = (field.shape[-2], field.shape[-1])
-    reach = as_number(c["op"], "range", length)
-    spread = as_number(c["op"], "variance", variance)
+    reach = as_number(c["caller"], "range", length)
+    spread = as_number(c["caller"], "variance", variance)
     return terms(torus, reach, spread, tables, posterior=posterior, compat_eps=c["compat_eps"])
 
 
@@ -141,8 +141,8 @@ def _forward(
 ) -> Any:
     c = _given(constants)
     torus = (field.shape[-2], field.shape[-1])
-    reach = as_number(c["op"], "range", length)
-    tables = quarters(c["op"], torus, reach, _matern(c), sloped=c["sloped"])
+    reach = as_number(c["caller"], "range", length)
+    tables = quarters(c["caller"], torus, reach, _matern(c), sloped=c["sloped"])
     of = _terms(field, length, variance, tables, logvar is not None, c)
     found = run(field, logvar, of, threads=c["threads"])
     value, range_slope = found.value, found.range_slope
@@ -214,7 +214,9 @@ def _plain_value(
 ) -> Tensor:
     """The divergence or log-likelihood in torch operations."""
     rows, cols = field.shape[-2:]
-    quarter = _spectrum_op(length.log(), op=c["op"], rows=rows, cols=cols, **_options(_matern(c)))
+    quarter = _spectrum_op(
+        length.log(), caller=c["caller"], rows=rows, cols=cols, **_options(_matern(c))
+    )
     eigenvalues = variance * quarter
     count = torch.from_numpy(weights((rows, cols)))
     pixels = rows * cols
@@ -337,7 +339,7 @@ def differentiable(
         logvar,
         _parameter(length),
         _parameter(variance),
-        op=op,
+        caller=op,
         compat_eps=compat_eps,
         sloped=sloped,
         threads=threads,
