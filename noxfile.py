@@ -27,6 +27,7 @@ OPS = (
     "covariance_distance_backward",
     "covariance_log",
     "covariance_log_backward",
+    "gradients",
     "grf",
     "local_covariance",
     "local_covariance_backward",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mahal
 import numpy as np
 import pytest
-from mahal.testing import random_scene, random_spd
+from mahal.testing import random_scene, random_spd, threads
 
 torch = pytest.importorskip("torch")
 
@@ -296,3 +298,207 @@ def test_jacobians(name: str) -> None:
         torch.func.hessian(loss_of(op.function))(*tensors),
         torch.func.hessian(loss_of(op.plain))(*tensors),
     )
+
+
+@pytest.mark.parametrize("name", ["cholesky", "whiten", "mahalanobis", "mean_covariance", "ace"])
+def test_registration(name: str) -> None:
+    from mahal._torch import cholesky, detectors, mean_covariance, whiten
+
+    tensors = tensors_of(OPS[name], "float64")
+    x, last = tensors[0], tensors[-1]
+    score = {"caller": "ace", "score": "ace", "center": True}
+    calls: list[tuple[Any, Tensors, dict[str, Any]]] = {
+        "cholesky": [(cholesky.cholesky, (x,), {}), (cholesky.cholesky_backward, (x, x), {})],
+        "whiten": [(whiten.whiten, tensors, {}), (whiten.whiten_backward, (x, x, last), {})],
+        "mahalanobis": [(detectors.mahalanobis, tensors, {})],
+        "mean_covariance": [
+            (mean_covariance.mean_covariance, (x, None), {}),
+            (mean_covariance.mean_covariance_backward, (None, torch.eye(3).double(), x, None), {}),
+        ],
+        "ace": [
+            (detectors.detect, (*tensors, None, None, None), {**score, "singular": "nan"}),
+            (
+                detectors.detector_backward,
+                (torch.ones(4, 3, 2).double(), *tensors, None, None, None, None),
+                {**score, "estimate": True, "needs": [True, True, False, False, False]},
+            ),
+        ],
+    }[name]
+    for op, arguments, constants in calls:
+        torch.library.opcheck(op.raw, arguments, constants, test_utils="test_schema")
+        torch.library.opcheck(op.raw, arguments, constants, test_utils="test_faketensor")
+        grads = tuple(
+            a.clone().requires_grad_() if isinstance(a, torch.Tensor) else a for a in arguments
+        )
+        torch.library.opcheck(op.twin, grads, constants, test_utils="test_autograd_registration")
+        torch.library.opcheck(op.twin, grads, constants, test_utils="test_aot_dispatch_static")
+
+
+@pytest.mark.parametrize("name", ["cholesky", "whiten", "mahalanobis", "rx", "matched_filter"])
+def test_memory_layouts(name: str) -> None:
+    op = OPS[name]
+    tensors = tensors_of(op, "float64")
+    wanted = torch.func.grad(loss_of(op.function), tuple(range(len(tensors))))(*tensors)
+    strided = tuple(torch.stack([t, t], -1)[..., 0].requires_grad_() for t in tensors)
+    found = torch.autograd.grad(loss_of(op.function)(*strided), strided)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+    if name in ("rx", "matched_filter"):
+        return  # copies of pixels have a singular covariance
+    # Expanded along an axis, and a gradient that is expanded: every copy adds its share.
+    row = tensors[0][:1].clone().requires_grad_()
+    many = row.expand(5, *row.shape[1:])
+    function = op.function if name == "cholesky" else lambda x: op.function(x, *tensors[1:])
+    copies = many.detach().clone().requires_grad_()
+    (found_row,) = torch.autograd.grad(function(many).sum(), row)
+    (each,) = torch.autograd.grad(function(copies).sum(), copies)
+    torch.testing.assert_close(found_row[0], each.sum(0), atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["cholesky", "whiten", "mahalanobis"])
+def test_nothing_has_a_gradient_of_nothing(name: str) -> None:
+    op = OPS[name]
+    tensors = tensors_of(op, "float64")
+    empty = tensors[0][:0].requires_grad_()
+    rest = tuple(t.requires_grad_() for t in tensors[1:])
+    grads = torch.autograd.grad(op.function(empty, *rest).sum(), (empty, *rest))
+    assert grads[0].shape == empty.shape
+    assert all(not g.any() for g in grads[1:])
+    assert torch.vmap(op.function, (0,) + (None,) * len(rest))(empty, *rest).shape[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_autocast_and_half_precision(kind: str) -> None:
+    half = getattr(torch, kind)
+    x, mean, covariance = (t.to(half) for t in tensors_of(OPS["whiten"], "float64"))
+    covariance = torch.eye(3, dtype=half) + hermitian(covariance)
+    x.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        score = mahal.mahalanobis(x, mean, covariance)
+        loss = (torch.func.hessian(lambda m: mahal.mahalanobis(x, m, covariance).sum())(mean)).sum()
+    assert score.dtype == torch.float32
+    (grad,) = torch.autograd.grad(score.sum() + 0 * loss, x)
+    assert grad.dtype == half
+    exact = x.detach().double().requires_grad_()
+    plain = plain_distance(exact, mean.double(), covariance.double())
+    torch.testing.assert_close(score.double(), plain, rtol=1e-5, atol=1e-6)
+    (wanted,) = torch.autograd.grad(plain.sum(), exact)
+    assert torch.equal(grad, wanted.to(half))
+
+
+def test_float64_statistics_of_float32_pixels() -> None:
+    x, mean, covariance = tensors_of(OPS["mahalanobis"], "float64", grad=True)
+    for function in (mahal.mahalanobis, mahal.whiten):
+        score = function(x.float(), mean, covariance)
+        assert score.dtype == torch.float32
+        found = torch.autograd.grad(score.sum(), (x, mean, covariance))
+        wanted = torch.autograd.grad(function(x, mean, covariance).sum(), (x, mean, covariance))
+        for one, other in zip(found, wanted, strict=True):
+            assert one.dtype == torch.float64
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_pixels_that_are_not_used_have_no_gradient() -> None:
+    x = torch.from_numpy(random_scene((6, 5, 3), np.random.default_rng(1)))
+    x[1, 2, 0] = torch.nan
+    mask = torch.ones(6, 5, dtype=torch.bool)
+    mask[3, 3] = False
+    x.requires_grad_()
+    scores, status = mahal.rx(x, mask=mask, return_status=True)
+    used = status == 0
+    assert used.sum() == 28
+    weight = torch.linspace(0.5, 1.5, 30).reshape(6, 5).double()
+    (grad,) = torch.autograd.grad((scores * weight)[used].sum(), x)
+    assert not grad[~used].any()
+    pixels = x.detach()[used].requires_grad_()
+    plain = plain_distance(pixels, *plain_background(pixels))
+    (wanted,) = torch.autograd.grad((plain * weight[used]).sum(), pixels)
+    torch.testing.assert_close(grad[used], wanted)
+
+
+def test_a_pixel_on_the_mean_has_no_gradient() -> None:
+    rng = np.random.default_rng(2)
+    background = torch.from_numpy(rng.standard_normal((20, 3)))
+    x = background.mean(0, keepdim=True).clone().requires_grad_()
+    score = mahal.ace(x, torch.ones(3).double(), background=background)
+    score.backward(torch.ones_like(score))
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+
+
+def test_gradients_do_not_depend_on_threads() -> None:
+    x = torch.from_numpy(random_scene((60, 60, 5), np.random.default_rng(3))).requires_grad_()
+    target = torch.from_numpy(random_scene((2, 5), np.random.default_rng(4))).requires_grad_()
+    results = []
+    for count in (1, 3):
+        with threads(count):
+            results.append(torch.autograd.grad(loss_of(mahal.ace)(x, target), (x, target)))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_singular_backgrounds_have_no_gradient() -> None:
+    x = torch.ones(10, 3, dtype=torch.float64, requires_grad=True)
+    with pytest.warns(mahal.SingularWarning):
+        scores = mahal.rx(x)
+    with pytest.raises(ValueError, match=r"^rx: image: .*positive definite.*, got .*$"):
+        scores.sum().backward()
+
+
+def test_singular_matrices_keep_to_themselves() -> None:
+    a = tensors_of(OPS["cholesky"], "float64")[0].clone()
+    a[1] = 0
+    a.requires_grad_()
+    with pytest.raises(mahal.SingularError, match=r"^cholesky: a: .* 1 of 4 .*$"):
+        mahal.cholesky(a)
+    (grad,) = torch.autograd.grad(mahal.cholesky(a, singular="nan").sum(), a)
+    assert grad[1].isnan().all()
+    assert not grad[[0, 2, 3]].isnan().any()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: mahal.rx(x, estimator="oas"),
+        lambda x: mahal.ace(x, x[0, :2], subspace=True),
+        lambda x: mahal.mean_covariance(x, estimator="loading"),
+        lambda x: mahal.spectral_angle(x, x[0, 0]),
+    ],
+)
+def test_what_has_no_gradient_says_so(call: Callable[[Any], Any]) -> None:
+    x = tensors_of(OPS["rx"], "float64", grad=True)[0]
+    with pytest.raises(ValueError, match=r"^\w+: \w+: must not require grad .*detach\(\).*$"):
+        call(x)
+
+
+def test_outputs_of_the_caller_take_no_gradient() -> None:
+    (a,) = tensors_of(OPS["cholesky"], "float64", grad=True)
+    with pytest.raises(ValueError, match=r"^cholesky: out: must be None .*, got an array$"):
+        mahal.cholesky(a, out=torch.empty_like(a))
+
+
+def test_the_ops_are_made_on_first_use() -> None:
+    code = """
+import sys
+import mahal
+assert "torch" not in sys.modules
+import torch
+def loss(x):
+    return mahal.whiten(x, torch.zeros(2), torch.eye(2)).sum()
+x = torch.ones(3, 2, requires_grad=True)
+assert not any(name.startswith("mahal._torch.") for name in sys.modules)
+torch.compile(loss, fullgraph=True, backend="aot_eager")(x).backward()
+assert torch.equal(x.grad, torch.ones(3, 2))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_compile_of_a_map() -> None:
+    x, mean, covariance = tensors_of(OPS["whiten"], "float64")
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda t: torch.vmap(mahal.whiten, (0, None, None))(t, mean, covariance),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    assert torch.equal(compiled(x), mahal.whiten(x, mean, covariance))

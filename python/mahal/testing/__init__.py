@@ -24,7 +24,13 @@ A function of your own needs its reference, some cases and a constant:
 0
 """
 
-from mahal.testing import reference, reference_estimators, reference_grf, reference_matched
+from mahal.testing import (
+    reference,
+    reference_estimators,
+    reference_gradients,
+    reference_grf,
+    reference_matched,
+)
 from mahal.testing.harness import (
     LAYOUTS,
     Case,
@@ -62,6 +68,7 @@ __all__ = [
     "random_spd",
     "reference",
     "reference_estimators",
+    "reference_gradients",
     "reference_grf",
     "reference_matched",
     "run_op_checks",
