@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mahal
@@ -502,3 +504,11 @@ def test_compile_of_a_map() -> None:
         backend="aot_eager",
     )
     assert torch.equal(compiled(x), mahal.whiten(x, mean, covariance))
+
+
+def test_the_examples_of_the_page_run() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "torch.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    torch.compiler.reset()
+    exec("\n".join(blocks), {})
