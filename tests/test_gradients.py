@@ -12,10 +12,12 @@ from mahal._arrays import empty, workspace
 from mahal.testing import (
     Case,
     OpSpec,
+    backend,
+    backends,
     random_scene,
     random_spd,
-    reference_gradients,
     run_op_checks,
+    tolerance,
 )
 from mahal.testing import reference_gradients as gradients
 
@@ -187,9 +189,9 @@ def detector_cases(circular: bool) -> Callable[[np.random.Generator], Iterator[C
 
 REAL, COMPLEX = (np.float32, np.float64), (np.complex64, np.complex128)
 KERNELS: dict[str, tuple[Any, Any, Any]] = {
-    "cholesky": (cholesky, reference_gradients.cholesky, cholesky_cases),
-    "whiten": (whiten, reference_gradients.whiten, whiten_cases),
-    "mean_covariance": (moments, reference_gradients.mean_covariance, moment_cases),
+    "cholesky": (cholesky, gradients.cholesky, cholesky_cases),
+    "whiten": (whiten, gradients.whiten, whiten_cases),
+    "mean_covariance": (moments, gradients.mean_covariance, moment_cases),
     "detector": (detector, known, detector_cases),
 }
 
@@ -204,5 +206,20 @@ def test_against_the_reference(name: str, circular: bool) -> None:
         reference=expected,
         cases=cases(circular),
         dtypes=COMPLEX if circular else REAL,
+        emulated=name == "cholesky",
     )
     assert run_op_checks(spec, libraries=["numpy"]).failures == 0
+
+
+def test_matrices_beyond_shared_memory() -> None:
+    n = 80
+    if "emu" not in backends():
+        pytest.skip("this build has no emulator")
+    rng = np.random.default_rng(5)
+    factor = np.linalg.cholesky(random_spd(n, CONDITION, rng))
+    grad = np.tril(rng.standard_normal((n, n)))
+    with backend("emu"):
+        found = cholesky(factor, grad)
+    allowed = tolerance(np.float64, condition=CONDITION, terms=n)
+    expected = gradients.cholesky(factor, grad)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=allowed * np.abs(expected).max())

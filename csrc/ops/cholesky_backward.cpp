@@ -6,11 +6,13 @@
 
 #include "core/background.hpp"
 #include "core/checks.hpp"
+#include "core/device_plan.hpp"
 #include "core/dispatch.hpp"
 #include "core/matrix_batch.hpp"
 #include "core/real_form.hpp"
 #include "core/scratch.hpp"
 #include "core/threads.hpp"
+#include "ops/cholesky_backward_cuda.hpp"
 #include "ops/cholesky_backward_kernel.hpp"
 
 namespace mahal {
@@ -151,12 +153,49 @@ void pull_single(const CholeskyParams& params, const TensorView& factor, const T
   });
 }
 
+double* plan_kernel(Scratch& scratch, const TensorView& factor) {
+  const MatrixBatch batch = matrix_batch(factor, factor);
+  return scratch.take<double>(
+      pull_room(factor.shape[factor.rank - 1], is_complex(factor.dtype), batch.count));
+}
+
+// The CUDA kernel, on the device or in the emulator.
+void launch(const CholeskyParams& params, const TensorView& factor, const TensorView& grad,
+            const TensorView& grad_a, Route route, const Workspace& workspace,
+            std::uintptr_t stream) {
+  Scratch scratch(workspace);
+  CholeskyBackwardLaunch arguments;
+  arguments.factor = factor.data;
+  arguments.grad = grad.data;
+  arguments.single = real_dtype(factor.dtype) == DType::f32;
+  arguments.hermitian = is_complex(factor.dtype);
+  arguments.batch = matrix_batch(factor, grad);
+  arguments.factor_row = factor.strides[factor.rank - 2];
+  arguments.factor_col = factor.strides[factor.rank - 1];
+  arguments.grad_row = grad.strides[grad.rank - 2];
+  arguments.grad_col = grad.strides[grad.rank - 1];
+  arguments.n = static_cast<int>(factor.shape[factor.rank - 1]);
+  arguments.loading = params.loading;
+  arguments.out = grad_a.data;
+  arguments.workspace = plan_kernel(scratch, factor);
+  if constexpr (built_with_cuda) {
+    if (route == Route::cuda) cuda::cholesky_backward(arguments, stream);
+  }
+  if constexpr (built_with_emulator) {
+    if (route == Route::emulator) emulator::cholesky_backward(arguments, stream);
+  }
+}
+
 }  // namespace
 
 std::size_t cholesky_backward_workspace(const CholeskyParams&, const TensorView& factor,
                                         int threads) {
   check_factor(factor);
   Scratch scratch;
+  if (runs_on_device(factor.device)) {
+    plan_kernel(scratch, factor);
+    return scratch.bytes();
+  }
   scratch.take<char>(worker_bytes(factor) * resolve_threads(op, threads));
   return scratch.bytes();
 }
@@ -184,10 +223,14 @@ void cholesky_backward(const CholeskyParams& params, const TensorView& factor,
     throw_value_error(op, "loading", "must be finite and not negative",
                       std::to_string(params.loading));
   }
-  select_route(op, execution, factor.device, false);
+  const Route route = select_route(op, execution, factor.device, true);
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, cholesky_backward_workspace(params, factor, threads));
   if (element_count(factor) == 0) return;
+  if (route != Route::cpu) {
+    launch(params, factor, grad, grad_a, route, workspace, execution.stream);
+    return;
+  }
   Scratch scratch(workspace);
   const std::int64_t room = worker_bytes(factor);
   char* memory = scratch.take<char>(room * threads);

@@ -185,9 +185,7 @@ def _fake_backward(
     return torch.empty(image.shape, dtype=image.dtype, device=image.device), *rest
 
 
-def _plain_backward(
-    grad: Tensor, *tensors: Tensor, needs: list[bool], **constants: Any
-) -> Any:
+def _plain_backward(grad: Tensor, *tensors: Tensor, needs: list[bool], **constants: Any) -> Any:
     image = tensors[0]
     wanted = (True, needs[0], needs[1], False, False)
     found = gradients_of(_plain, tensors, constants, (grad,), wanted)[:3]

@@ -60,7 +60,9 @@ def window_scores_backward(
     which are wanted; they come in float64.
     """
     gradient = empty(image, tuple(image.shape), dtype_name(image))
-    to_target = empty(image, tuple(target.shape), "float64") if needs[0] and target is not None else None
+    to_target = (
+        empty(image, tuple(target.shape), "float64") if needs[0] and target is not None else None
+    )
     to_covariance = (
         empty(image, tuple(covariance.shape), "float64")
         if needs[1] and covariance is not None
