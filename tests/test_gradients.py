@@ -10,6 +10,7 @@ import pytest
 from mahal import _core
 from mahal._arrays import empty, workspace
 from mahal.testing import (
+    LAYOUTS,
     Case,
     OpSpec,
     backend,
@@ -22,6 +23,8 @@ from mahal.testing import (
 from mahal.testing import reference_gradients as gradients
 
 CONDITION = 20.0
+
+Cases = Callable[[np.random.Generator], Iterator[Case]]
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], circular: bool) -> np.ndarray:
@@ -95,7 +98,7 @@ def known(
     return tuple(f for f in found if f is not None)
 
 
-def cholesky_cases(circular: bool) -> Callable[[np.random.Generator], Iterator[Case]]:
+def cholesky_cases(circular: bool, small: bool) -> Cases:
     def cases(rng: np.random.Generator) -> Iterator[Case]:
         # Real sizes beyond 48 are worked on one by one.
         sizes = (
@@ -121,7 +124,7 @@ def cholesky_cases(circular: bool) -> Callable[[np.random.Generator], Iterator[C
     return cases
 
 
-def whiten_cases(circular: bool) -> Callable[[np.random.Generator], Iterator[Case]]:
+def whiten_cases(circular: bool, small: bool) -> Cases:
     def cases(rng: np.random.Generator) -> Iterator[Case]:
         for shape in (
             [(5, 3), (4,), (9, 8, 11)] if circular else [(6, 5, 4), (3,), (1500, 2), (70, 19)]
@@ -139,9 +142,14 @@ def whiten_cases(circular: bool) -> Callable[[np.random.Generator], Iterator[Cas
     return cases
 
 
-def moment_cases(circular: bool) -> Callable[[np.random.Generator], Iterator[Case]]:
+def moment_cases(circular: bool, small: bool) -> Cases:
     def cases(rng: np.random.Generator) -> Iterator[Case]:
-        for shape in [(9, 2), (4, 6, 7)] if circular else [(6, 5, 3), (30, 1), (1300, 5), (50, 21)]:
+        shapes = [(9, 2), (4, 6, 7)]
+        if not circular:
+            shapes = [(6, 5, 3), (30, 1), (1300, 5), (50, 21)]
+        if small:
+            shapes = [(6, 2), (3, 5, 3)] if circular else [(6, 5, 3), (5, 34)]
+        for shape in shapes:
             x = random_scene(shape, rng, offset=1.0, scale=1.0, circular=circular)
             params: dict[str, Any] = {"center": shape[-1] != 2}
             if len(shape) == 3:
@@ -159,13 +167,16 @@ def moment_cases(circular: bool) -> Callable[[np.random.Generator], Iterator[Cas
     return cases
 
 
-def detector_cases(circular: bool) -> Callable[[np.random.Generator], Iterator[Case]]:
+def detector_cases(circular: bool, small: bool) -> Cases:
     def cases(rng: np.random.Generator) -> Iterator[Case]:
         scores = ["distance", "ace", "filter", "normalized_filter"]
         scores += [] if circular else ["signed_ace"]
-        for score, shape in zip(
-            scores, [(9, 7, 5), (40, 3), (3, 4, 2), (30, 18), (6, 4)], strict=False
-        ):
+        shapes = [(9, 7, 5), (40, 3), (3, 4, 2), (30, 18), (6, 4)]
+        if small:
+            shapes = [(270, 1), (3, 3, 4), (7, 2), (5, 3), (6, 4)]
+            if circular:
+                shapes = [(4, 17), (2, 3, 2), (4, 3), (5, 2)]
+        for score, shape in zip(scores, shapes, strict=False):
             pixels = random_scene(shape, rng, offset=1.0, scale=1.0, circular=circular)
             bands = shape[-1]
             covariance = random_spd(bands, CONDITION, rng, hermitian=circular)
@@ -196,19 +207,37 @@ KERNELS: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("circular", [False, True], ids=["real", "complex"])
-@pytest.mark.parametrize("name", KERNELS)
-def test_against_the_reference(name: str, circular: bool) -> None:
+def spec_of(name: str, circular: bool, small: bool = False) -> OpSpec:
     function, expected, cases = KERNELS[name]
-    spec = OpSpec(
+    return OpSpec(
         name=f"{name} backward",
         function=function,
         reference=expected,
-        cases=cases(circular),
+        cases=cases(circular, small),
         dtypes=COMPLEX if circular else REAL,
-        emulated=name == "cholesky",
+        layouts=("C", "negative") if small else LAYOUTS,
+        emulated=True,
     )
-    assert run_op_checks(spec, libraries=["numpy"]).failures == 0
+
+
+FIELDS = pytest.mark.parametrize("circular", [False, True], ids=["real", "complex"])
+
+
+@FIELDS
+@pytest.mark.parametrize("name", KERNELS)
+def test_against_the_reference(name: str, circular: bool) -> None:
+    spec = spec_of(name, circular)
+    assert run_op_checks(spec, libraries=["numpy"], backends=["cpu"]).failures == 0
+
+
+@FIELDS
+@pytest.mark.parametrize("name", KERNELS)
+def test_cuda_kernels_in_the_emulator(name: str, circular: bool) -> None:
+    if "emu" not in backends():
+        pytest.skip("this build has no emulator")
+    spec = spec_of(name, circular, small=True)
+    found = run_op_checks(spec, libraries=["numpy"], backends=["emu"], thread_counts=())
+    assert found.failures == 0
 
 
 def test_matrices_beyond_shared_memory() -> None:
@@ -223,3 +252,49 @@ def test_matrices_beyond_shared_memory() -> None:
     allowed = tolerance(np.float64, condition=CONDITION, terms=n)
     expected = gradients.cholesky(factor, grad)
     np.testing.assert_allclose(found, expected, rtol=0, atol=allowed * np.abs(expected).max())
+
+
+def global_gradients(score: str, circular: bool, center: bool, extra: str) -> list[np.ndarray]:
+    """Of image, targets, background and covariance, whichever there are."""
+    rng = np.random.default_rng(6)
+    image = random_scene((5, 4, 3), rng, offset=1.0, scale=1.0, circular=circular)
+    mask = rng.random((5, 4)) < 0.9
+    image[1, 1, 2] = np.nan
+    bands = 3
+    target = None if score == "distance" else normal(rng, (2, bands), circular) + 2
+    background = normal(rng, (11, bands), circular) if extra == "background" else None
+    covariance = None
+    if extra == "covariance":
+        covariance = random_spd(bands, CONDITION, rng, hermitian=circular)
+    grad = rng.standard_normal((5, 4) if target is None else (5, 4, 2))
+    exact = precise(image)
+    like = (image, target, None, background, covariance)
+    out = tuple(None if a is None else empty(image, a.shape, exact) for a in like)
+    inputs = (grad, image, target, None, background, covariance, mask)
+    options = ("ace", score, *inputs)
+    memory = workspace(image, _core.detector_backward_workspace(*options, center, True, 0))
+    _core.detector_backward(*options, *out, memory, center, True, 0, 0)
+    return [o for o in out if o is not None]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("distance", False, True, ""),
+        ("distance", True, True, "background"),
+        ("ace", False, True, ""),
+        ("ace", True, False, ""),
+        ("filter", False, True, "background"),
+        ("normalized_filter", False, True, "covariance"),
+    ],
+)
+def test_estimated_backgrounds_in_the_emulator(case: tuple[str, bool, bool, str]) -> None:
+    if "emu" not in backends():
+        pytest.skip("this build has no emulator")
+    expected = global_gradients(*case)
+    with backend("emu"):
+        found = global_gradients(*case)
+    # The condition number of a few samples is not that of their law.
+    allowed = tolerance(np.float64, condition=1e3, terms=60)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=allowed * np.abs(other).max())

@@ -512,3 +512,17 @@ def test_the_examples_of_the_page_run() -> None:
     assert len(blocks) == 3
     torch.compiler.reset()
     exec("\n".join(blocks), {})
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_on_a_device(name: str, dtype: str) -> None:
+    op = OPS[name]
+    grads = []
+    for device in ("cpu", "cuda"):
+        tensors = tuple(t.to(device).requires_grad_() for t in tensors_of(op, dtype))
+        loss = loss_of(op.function)(*tensors)
+        found = torch.autograd.grad(loss, tensors, allow_unused=True)
+        grads.append([None if g is None else g.cpu() for g in found])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <string>
 
+#include "core/device_gradients.hpp"
+#include "core/device_plan.hpp"
 #include "core/gradient_sums.hpp"
 #include "core/image_checks.hpp"
 #include "core/real_form.hpp"
@@ -199,23 +201,30 @@ void load_directions(const Params& params, const Inputs& in, const Plan& p, cons
   }
 }
 
+// Where the gradient of a score lies.
+template <class T>
+DetectorBackwardBlock<T> grad_layout(const Inputs& in, const Shape& s) {
+  DetectorBackwardBlock<T> block{};
+  const int rank = in.image.rank;
+  block.grad = static_cast<const T*>(in.grad.data);
+  block.grad_cols = rank >= 2 ? in.image.shape[rank - 2] : 1;
+  block.grad_row = rank == 3 ? in.grad.strides[0] : 0;
+  block.grad_col = rank >= 2 ? in.grad.strides[rank - 2] : 0;
+  block.grad_map = s.targets > 0 ? in.grad.strides[in.grad.rank - 1] : 0;
+  return block;
+}
+
 template <class T>
 void run_pixels(const Params& params, const Inputs& in, const Outputs& out, const Plan& p,
                 const Shape& s, bool sums, int threads) {
   const std::int64_t padded = s.padded;
   const std::int64_t rows = directions_of(s) * padded;
-  DetectorBackwardBlock<T> common{};
+  DetectorBackwardBlock<T> common = grad_layout<T>(in, s);
   common.pixels = pixel_list<T>(in.image);
   common.mean = p.mean;
   common.factor = p.factor.lower;
   common.inverse_diagonal = p.factor.inverse_diagonal;
   common.status = params.estimate ? p.moments.status : nullptr;
-  const int rank = in.image.rank;
-  common.grad = static_cast<const T*>(in.grad.data);
-  common.grad_cols = rank >= 2 ? in.image.shape[rank - 2] : 1;
-  common.grad_row = rank == 3 ? in.grad.strides[0] : 0;
-  common.grad_col = rank >= 2 ? in.grad.strides[rank - 2] : 0;
-  common.grad_map = s.targets > 0 ? in.grad.strides[in.grad.rank - 1] : 0;
   common.score = params.score;
   common.targets = s.targets;
   common.parts = s.parts;
@@ -332,12 +341,203 @@ void spread_statistics(const Params& params, const Inputs& in, const Outputs& ou
   spread_gradient(block, source.pixels, p.spread_room, threads);
 }
 
+// What the kernels need: the whitened pixels and S^-1 (x - m) among it.
+template <class T>
+struct DevicePlan {
+  DeviceBackground background;
+  EstimateLaunch<T> estimate;
+  ClassifyLaunch<T> own;  // of the image, where a background has the samples
+  double* differences;    // targets x padded_rows
+  double* whitened;       // likewise
+  double* directions;     // targets x parts x padded_rows
+  double* duals;          // targets x bands
+  double* squares;
+  double* tiles;
+  double* identity;  // bands x bands, as all that follow
+  double* inverse;   // L^-1
+  double* y;
+  double* z;
+  double* slopes;
+  double* parts;
+  double* gram;
+  double* cross;
+  double* matrix;
+  double* spread;
+  double* target;
+  double* mean;
+  double* offset;
+};
+
+template <class T>
+DevicePlan<T> plan_device(Scratch& scratch, const Params& params, const Inputs& in) {
+  const Shape s = shape_of(in);
+  const bool external = is_given(in.background);
+  DevicePlan<T> p{};
+  p.background = plan_device_background(scratch, s.bands);
+  if (params.estimate) {
+    const bool fixed = is_given(in.covariance);
+    if (external) p.own = plan_classify<T>(scratch, in.image, in.mask);
+    const int variables = s.bands / s.parts;
+    p.estimate =
+        plan_estimate<T>(scratch, p.background, external ? in.background : in.image,
+                         external ? TensorView{} : in.mask, {1, params.center}, Estimation{},
+                         Scale::samples, fixed ? 1 : variables + (params.center ? 1 : 0), fixed);
+  }
+  const std::int64_t n = s.bands;
+  const std::int64_t rows = std::int64_t{s.targets} * padded_rows(s.bands);
+  const int slopes = slope_count(s.targets, s.parts);
+  p.differences = scratch.take<double>(rows);
+  p.whitened = scratch.take<double>(rows);
+  p.directions = scratch.take<double>(rows * s.parts);
+  p.duals = scratch.take<double>(s.targets * n);
+  p.squares = scratch.take<double>(s.targets);
+  p.tiles = plan_whiten_tiles(scratch, std::max<std::int64_t>({s.pixels, s.targets, n}), s.bands);
+  p.identity = scratch.take<double>(n * n);
+  p.inverse = scratch.take<double>(n * n);
+  p.y = scratch.take<double>(s.pixels * n);
+  p.z = scratch.take<double>(s.pixels * n);
+  p.slopes = scratch.take<double>(s.pixels * slopes);
+  p.parts = scratch.take<double>(cross_chunks(s.pixels) * std::max(n * n, slopes * (n + 1)));
+  p.gram = scratch.take<double>(n * n);
+  p.cross = scratch.take<double>(slopes * (n + 1));
+  p.matrix = scratch.take<double>(n * n);
+  p.spread = scratch.take<double>(n * n);
+  p.target = scratch.take<double>(s.targets * n);
+  p.mean = scratch.take<double>(n);
+  p.offset = scratch.take<double>(n);
+  return p;
+}
+
+// Rows y = L^-1 (x - m) in double precision; NaN where there is no factor.
+template <class T, class Plan>
+WhitenLaunch<T, double> whiten_rows(const Plan& p, const DevicePixels<T>& pixels,
+                                    const double* mean, double* out) {
+  WhitenLaunch<T, double> launch{};
+  launch.pixels = pixels;
+  launch.mean = mean;
+  launch.lower = p.background.lower;
+  launch.inverse = p.background.inverse;
+  launch.verdicts.state = p.background.state;
+  launch.verdicts.nan_when_loaded = true;
+  launch.whitened = out;
+  launch.out_stride = launch.out_bands = pixels.list.bands;
+  launch.tiles = p.tiles;
+  return launch;
+}
+
+template <class T>
+SlopesLaunch<T> slopes_of(const Params& params, const Inputs& in, const Outputs& out,
+                          const DevicePlan<T>& p, const Shape& s, const std::uint8_t* status) {
+  const DetectorBackwardBlock<T> grad = grad_layout<T>(in, s);
+  SlopesLaunch<T> launch{};
+  launch.score = params.score;
+  launch.bands = s.bands;
+  launch.targets = s.targets;
+  launch.parts = s.parts;
+  launch.pixels = s.pixels;
+  launch.y = p.y;
+  launch.z = p.z;
+  launch.w = p.whitened;
+  launch.u = p.duals;
+  launch.squares = p.squares;
+  launch.status = status;
+  launch.grad = grad.grad;
+  launch.grad_cols = grad.grad_cols;
+  launch.grad_row = grad.grad_row;
+  launch.grad_col = grad.grad_col;
+  launch.grad_map = grad.grad_map;
+  launch.slopes = p.slopes;
+  launch.image = static_cast<T*>(out.image.data);
+  return launch;
+}
+
+template <class T>
+void run_on_device(const Params& params, const Inputs& in, const Outputs& out,
+                   const DevicePlan<T>& p, Route route, std::uintptr_t stream) {
+  const Shape s = shape_of(in);
+  const int n = s.bands;
+  const bool external = is_given(in.background);
+  const bool fixed = is_given(in.covariance);
+  const std::uint8_t* samples = params.estimate ? p.estimate.samples.status : nullptr;
+  const std::uint8_t* status = external ? p.own.status : samples;
+  const double* mean = params.center ? p.background.mean : nullptr;
+  const DevicePixels<double> z = device_rows(p.z, s.pixels, n, n);
+  const int slopes = slope_count(s.targets, s.parts);
+  with_background(route, params.caller, stream, [&](const auto& device) {
+    const auto gradients = gradients_of(device);
+    if (params.estimate) {
+      if (external) device.classify(p.own);
+      device.estimate(p.estimate);
+    } else {
+      load_mean(device, p.background, in.mean);
+    }
+    if (fixed) {
+      load_covariance(device, p.background, in.covariance);
+    } else {
+      device.factor(factor_of(p.background, n, false));
+    }
+    gradients.identity(p.identity, n);
+    device.whiten(whiten_rows<double>(p, device_rows(p.identity, n, n, n), nullptr, p.inverse));
+    device.whiten(whiten_rows<T>(p, device_pixels<T>(in.image), mean, p.y));
+    // Row i of the inverse of L, by columns: y^T L^-1 is the transpose of L^-T y.
+    RowsLaunch<double, double> back{};
+    back.pixels = device_rows(p.y, s.pixels, n, n);
+    back.matrix = p.inverse;
+    back.matrix_row = 1;
+    back.matrix_col = n;
+    back.status = status;
+    back.out = p.z;
+    gradients.rows(back);
+    if (s.targets > 0) {
+      dispatch_float(in.target.dtype, [&]<class Target>() {
+        device.prepare(TargetLaunch<Target>{device_pixels<Target>(in.target), MatchedScore::ace,
+                                            s.parts, p.background.mean, p.background.lower,
+                                            p.background.inverse, p.differences, p.whitened,
+                                            p.directions, p.tiles});
+      });
+      gradients.squares(p.whitened, s.targets, n, padded_rows(n), p.squares);
+      back.pixels = device_rows(p.whitened, s.targets, n, padded_rows(n));
+      back.status = nullptr;
+      back.out = p.duals;
+      gradients.rows(back);
+    }
+    gradients.slopes(slopes_of<T>(params, in, out, p, s, status));
+    CrossLaunch<double> sums{p.z, n, z, n, p.slopes, slopes, 1, p.gram, p.parts};
+    gradients.cross(sums);
+    sums = {p.slopes, slopes, z, n + 1, nullptr, 0, 1, p.cross, p.parts};
+    gradients.cross(sums);
+    const TensorView& to = external ? out.background : out.image;
+    const bool spreads = params.estimate && is_given(to);
+    gradients.finish({n, s.targets, s.parts, p.gram, p.cross, p.duals, p.background.state, p.matrix,
+                      is_given(out.target) ? static_cast<double*>(out.target.data) : p.target,
+                      is_given(out.mean) ? static_cast<double*>(out.mean.data) : p.mean,
+                      static_cast<double*>(out.covariance.data), spreads ? p.spread : nullptr,
+                      p.offset, params.center ? 1 : 0, params.center});
+    if (!spreads) return;
+    RowsLaunch<T, T> spread{};
+    spread.pixels = device_pixels<T>(external ? in.background : in.image);
+    spread.mean = mean;
+    spread.matrix = fixed ? nullptr : p.spread;
+    spread.matrix_row = n;
+    spread.matrix_col = 1;
+    spread.offset = p.offset;
+    spread.status = samples;
+    spread.add = !external;
+    spread.out = static_cast<T*>(to.data);
+    gradients.rows(spread);
+  });
+}
+
 }  // namespace
 
 std::size_t detector_backward_workspace(const DetectorBackwardParams& params,
                                         const DetectorBackwardInputs& in, int threads) {
   check_inputs(params, in);
   Scratch scratch;
+  if (runs_on_device(in.image.device)) {
+    dispatch_float(in.image.dtype, [&]<class T>() { plan_device<T>(scratch, params, in); });
+    return scratch.bytes();
+  }
   make_plan(scratch, params, in, resolve_threads(params.caller, threads));
   return scratch.bytes();
 }
@@ -352,10 +552,17 @@ void detector_backward(const DetectorBackwardParams& params, const DetectorBackw
     throw_value_error(op, "signed", "must be false for complex images, which know no sign",
                       dtype_name(in.image.dtype));
   }
-  select_route(op, execution, in.image.device, false);
+  const Route route = select_route(op, execution, in.image.device, true);
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, detector_backward_workspace(params, in, threads));
   Scratch scratch(workspace);
+  if (route != Route::cpu) {
+    dispatch_float(in.image.dtype, [&]<class T>() {
+      run_on_device<T>(params, in, out, plan_device<T>(scratch, params, in), route,
+                       execution.stream);
+    });
+    return;
+  }
   Plan p = make_plan(scratch, params, in, threads);
   const Shape s = shape_of(in);
   const Moments* source = load_background(params, in, p, s, threads);

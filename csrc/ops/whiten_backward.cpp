@@ -1,12 +1,16 @@
 #include "mahal/whiten_backward.hpp"
 
 #include <algorithm>
+#include <type_traits>
 
+#include "core/device_gradients.hpp"
+#include "core/device_plan.hpp"
 #include "core/dispatch.hpp"
 #include "core/gradient_sums.hpp"
 #include "core/image_checks.hpp"
 #include "core/real_form.hpp"
 #include "core/threads.hpp"
+#include "ops/cholesky_backward_cuda.hpp"
 #include "ops/cholesky_backward_kernel.hpp"
 #include "ops/whiten_backward_kernel.hpp"
 
@@ -80,11 +84,110 @@ void run_pixels(const Plan& p, const TensorView& grad, const TensorView& y,
   });
 }
 
+// What the kernels need: v = L^-H grad in double precision among it.
+struct DevicePlan {
+  DeviceBackground background;
+  double* tiles;
+  double* identity;  // bands x bands, as all that follow
+  double* inverse;   // L^-1
+  double* v;
+  double* parts;
+  double* gram;
+  double* matrix;
+  double* pull;
+};
+
+DevicePlan plan_device(Scratch& scratch, const TensorView& y) {
+  DevicePlan p{};
+  const std::int64_t pixels = pixel_count(y);
+  const std::int64_t n = real_bands(y);
+  p.background = plan_device_background(scratch, real_bands(y));
+  p.tiles = plan_whiten_tiles(scratch, std::max(pixels, n), real_bands(y));
+  p.identity = scratch.take<double>(n * n);
+  p.inverse = scratch.take<double>(n * n);
+  p.v = scratch.take<double>(pixels * n);
+  p.parts = scratch.take<double>(cross_chunks(pixels) * n * n);
+  p.gram = scratch.take<double>(n * n);
+  p.matrix = scratch.take<double>(n * n);
+  p.pull = scratch.take<double>(pull_room(n, false, 1));
+  return p;
+}
+
+template <class T>
+void run_on_device(const DevicePlan& p, const TensorView& grad, const TensorView& y,
+                   const TensorView& covariance, const TensorView& grad_x,
+                   const TensorView& grad_mean, const TensorView& grad_covariance, Route route,
+                   std::uintptr_t stream) {
+  const int n = real_bands(y);
+  const std::int64_t pixels = pixel_count(y);
+  with_background(route, op, stream, [&](const auto& device) {
+    const auto gradients = gradients_of(device);
+    gradients.identity(p.identity, n);
+    // Starts the state; the mean itself does not matter here.
+    device.load(MeanLaunch<double>{device_rows(p.identity, 1, n, n).list, p.background.mean,
+                                   p.background.state});
+    load_covariance(device, p.background, covariance);
+    WhitenLaunch<double, double> invert{};
+    invert.pixels = device_rows(p.identity, n, n, n);
+    invert.lower = p.background.lower;
+    invert.inverse = p.background.inverse;
+    invert.verdicts.state = p.background.state;
+    invert.verdicts.nan_when_loaded = true;
+    invert.whitened = p.inverse;
+    invert.out_stride = invert.out_bands = n;
+    invert.tiles = p.tiles;
+    device.whiten(invert);
+    // Row i of the inverse of L, by columns: g^T L^-1 is the transpose of L^-T g.
+    const auto back = [&](auto* out) {
+      RowsLaunch<T, std::remove_pointer_t<decltype(out)>> launch{};
+      launch.pixels = device_pixels<T>(grad);
+      launch.matrix = p.inverse;
+      launch.matrix_row = 1;
+      launch.matrix_col = n;
+      launch.out = out;
+      gradients.rows(launch);
+    };
+    if (is_given(grad_x)) back(static_cast<T*>(grad_x.data));
+    if (!is_given(grad_mean) && !is_given(grad_covariance)) return;
+    back(p.v);
+    if (is_given(grad_mean)) {
+      CrossLaunch<double> sum{nullptr, 1,  device_rows(p.v, pixels, n, n),       n,      nullptr,
+                              0,       -1, static_cast<double*>(grad_mean.data), p.parts};
+      gradients.cross(sum);
+    }
+    if (!is_given(grad_covariance)) return;
+    CrossLaunch<T> products{p.v, n, device_pixels<T>(y), n, nullptr, 0, -1, p.gram, p.parts};
+    gradients.cross(products);
+    CholeskyBackwardLaunch pull;
+    pull.factor = p.background.lower;
+    pull.factor_row = 1;
+    pull.factor_col = padded_rows(n);
+    pull.grad = p.gram;
+    pull.grad_row = n;
+    pull.grad_col = 1;
+    pull.n = n;
+    pull.out = p.matrix;
+    pull.workspace = p.pull;
+    if constexpr (built_with_cuda) {
+      if (route == Route::cuda) cuda::cholesky_backward(pull, stream);
+    }
+    if constexpr (built_with_emulator) {
+      if (route == Route::emulator) emulator::cholesky_backward(pull, stream);
+    }
+    gradients.fold(
+        {p.matrix, n, is_complex(y.dtype) ? 2 : 1, static_cast<double*>(grad_covariance.data)});
+  });
+}
+
 }  // namespace
 
 std::size_t whiten_backward_workspace(const TensorView& y, int threads) {
   check_pixels(op, "y", y, {1, 2, 3});
   Scratch scratch;
+  if (runs_on_device(y.device)) {
+    plan_device(scratch, y);
+    return scratch.bytes();
+  }
   make_plan(scratch, y, resolve_threads(op, threads));
   return scratch.bytes();
 }
@@ -113,11 +216,19 @@ void whiten_backward(const TensorView& grad, const TensorView& y, const TensorVi
   if (is_given(grad_covariance)) {
     check_output(op, "grad_covariance", grad_covariance, precise, {bands, bands});
   }
-  select_route(op, execution, y.device, false);
+  const Route route = select_route(op, execution, y.device, true);
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, whiten_backward_workspace(y, threads));
 
   Scratch scratch(workspace);
+  if (route != Route::cpu) {
+    const DevicePlan p = plan_device(scratch, y);
+    dispatch_float(y.dtype, [&]<class T>() {
+      run_on_device<T>(p, grad, y, covariance, grad_x, grad_mean, grad_covariance, route,
+                       execution.stream);
+    });
+    return;
+  }
   const Plan p = make_plan(scratch, y, threads);
   const int real = real_bands(y);
   const std::int64_t padded = p.factor.padded;
