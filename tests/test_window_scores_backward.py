@@ -15,8 +15,6 @@ from mahal.testing import (
     random_scene,
     random_spd,
     run_op_checks,
-    to_library,
-    to_numpy,
     tolerance,
 )
 from mahal.testing import reference_window_gradients as reference

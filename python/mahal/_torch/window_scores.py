@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from mahal import _core
-from mahal._arrays import real_dtype_name, stream, workspace
-from mahal._torch.local_covariance import local_covariance
+from mahal._arrays import stream, workspace
 from mahal._torch._recipe import define, define_backward, gradients_of, tangents_of
+from mahal._torch.local_covariance import local_covariance
 from mahal.ops._estimators import Estimation, report_estimates
 from mahal.ops._window_gradients import window_scores_backward as backward_kernel
 
@@ -20,8 +20,8 @@ _CALLERS = {"rx": "rx", "filter": "matched_filter", "normalized_filter": "matche
 
 
 def _shape(image: Tensor, target: Tensor | None, score: str) -> tuple[int, ...]:
-    one = target is None or score == "subspace_ace"
-    return (*image.shape[:-1], 1 if one else target.shape[0])
+    maps = 1 if target is None or score == "subspace_ace" else target.shape[0]
+    return (*image.shape[:-1], maps)
 
 
 def _forward(
@@ -40,16 +40,25 @@ def _forward(
     scores, status = _fake(image, target, covariance, mask, score=score)
     sides, load = (window[0], window[1]), singular == "load"
     rest = (mask, scores, status)
-    where = (sides, border, center, _SAMPLE_COVARIANCE, threads)
     if target is None:
-        memory = workspace(image, _core.rx_workspace(image, None, covariance, *where))
+        memory = workspace(
+            image,
+            _core.rx_workspace(
+                image, None, covariance, sides, border, center, _SAMPLE_COVARIANCE, threads
+            ),
+        )
         _core.rx(
             image, None, covariance, *rest, memory, sides, border, load, center,
             _SAMPLE_COVARIANCE, threads, stream(image), None, None,
         )  # fmt: skip
     else:
         given = (image, target, None, covariance)
-        memory = workspace(image, _core.matched_workspace(*given, score, *where))
+        memory = workspace(
+            image,
+            _core.matched_workspace(
+                *given, score, sides, border, center, _SAMPLE_COVARIANCE, threads
+            ),
+        )
         _core.matched(
             *given, *rest, memory, score, sides, border, center, load,
             _SAMPLE_COVARIANCE, threads, stream(image), None,
@@ -199,7 +208,8 @@ def _plain_backward(grad: Tensor, *tensors: Tensor, needs: list[bool], **constan
 window_scores_backward = define_backward(
     "window_scores_backward",
     "(Tensor grad, Tensor image, Tensor? target, Tensor? covariance, Tensor? mask, Tensor status,"
-    " *, str score, int[] window, str border, bool center, bool[] needs, int threads=0) -> (Tensor, Tensor, Tensor)",
+    " *, str score, int[] window, str border, bool center, bool[] needs, int threads=0)"
+    " -> (Tensor, Tensor, Tensor)",
     forward=_forward_backward,
     fake=_fake_backward,
     plain=_plain_backward,
