@@ -55,6 +55,49 @@ def plain_ace(x: Any, target: Any) -> Any:
     return (y @ w).square() / (y.square().sum(-1) * w.square().sum())
 
 
+def plain_windows(x: Any, inner: int, outer: int) -> Any:
+    """Samples of the window of every pixel: (rows, cols, samples, bands)."""
+    half = outer // 2
+    padded = torch.nn.functional.pad(x.permute(2, 0, 1)[None], [half] * 4, mode="reflect")[0]
+    windows = padded.unfold(1, outer, 1).unfold(2, outer, 1).flatten(3).permute(1, 2, 3, 0)
+    if inner == 0:
+        return windows
+    apart = torch.arange(outer).sub(half).abs()
+    return windows[:, :, torch.maximum(apart[:, None], apart).flatten() > inner // 2]
+
+
+def plain_moments(samples: Any) -> tuple[Any, Any]:
+    """Means and covariances of windows."""
+    mean = samples.mean(2)
+    moved = samples - mean[:, :, None]
+    return mean, moved.mT @ moved / (samples.shape[2] - 1)
+
+
+def pooled_covariance(x: Any, side: int) -> Any:
+    """Covariances of windows from mean products, which costs digits in float32."""
+    half = side // 2
+
+    def pooled(maps: Any) -> Any:
+        padded = torch.nn.functional.pad(maps.permute(2, 0, 1)[None], [half] * 4, mode="reflect")
+        return torch.nn.functional.avg_pool2d(padded, side, 1)[0].permute(1, 2, 0)
+
+    x = x - x.mean((0, 1))
+    mean = pooled(x)
+    products = pooled((x[..., None] * x[..., None, :]).flatten(2)).unflatten(2, [x.shape[2]] * 2)
+    return (products - mean[..., None] * mean[..., None, :]) * (side**2 / (side**2 - 1))
+
+
+def plain_local_scores(x: Any, inner: int, outer: int, target: Any = None) -> Any:
+    """RX or ACE of every pixel against its window."""
+    mean, covariance = plain_moments(plain_windows(x, inner, outer))
+    factor = torch.linalg.cholesky(covariance)
+    y = torch.linalg.solve_triangular(factor, (x - mean)[..., None], upper=False)[..., 0]
+    if target is None:
+        return y.square().sum(-1)
+    w = torch.linalg.solve_triangular(factor, (target - mean)[..., None], upper=False)[..., 0]
+    return (w * y).sum(-1).square() / (w.square().sum(-1) * y.square().sum(-1))
+
+
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     """Seeded values."""
     values = np.random.default_rng(seed).standard_normal(shape)
@@ -99,6 +142,30 @@ CASES = {
         plain_ace,
         lambda *shape: (normal(*shape), 1 + normal(shape[-1], seed=3)),
         ((256, 256, 64), (16, 16, 64)),
+    ),
+    "local_covariance": Case(
+        lambda x: mahal.local_covariance(x, 11, border="reflect")[1],
+        lambda x: plain_moments(plain_windows(x, 0, 11))[1],
+        lambda *shape: (normal(*shape),),
+        ((256, 256, 8), (16, 16, 8)),
+    ),
+    "local_covariance, pooled": Case(
+        lambda x: mahal.local_covariance(x, 11, border="reflect")[1],
+        lambda x: pooled_covariance(x, 11),
+        lambda *shape: (normal(*shape),),
+        ((256, 256, 8), (16, 16, 8)),
+    ),
+    "local rx": Case(
+        lambda x: mahal.rx(x, window=(5, 21), border="reflect"),
+        lambda x: plain_local_scores(x, 5, 21),
+        lambda *shape: (normal(*shape),),
+        ((64, 64, 30), (24, 24, 30)),
+    ),
+    "local ace": Case(
+        lambda x, t: mahal.ace(x, t, window=(5, 21), border="reflect"),
+        lambda x, t: plain_local_scores(x, 5, 21, t),
+        lambda *shape: (normal(*shape), 1 + normal(shape[-1], seed=3)),
+        ((64, 64, 30), (24, 24, 30)),
     ),
 }
 NAMES = ("mahal", "torch")

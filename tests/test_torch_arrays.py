@@ -19,6 +19,7 @@ Call = Callable[..., Any]
 CALLS: dict[str, tuple[Call, tuple[np.ndarray, ...]]] = {
     "rx": (mahal.rx, (IMAGE,)),
     "local rx": (lambda x: mahal.rx(x, window=(1, 5)), (IMAGE,)),
+    "shrunk rx": (lambda x: mahal.rx(x, window=(1, 5), estimator="oas"), (IMAGE,)),
     "mean_covariance": (mahal.mean_covariance, (IMAGE,)),
     "local_covariance": (lambda x: mahal.local_covariance(x, (1, 5)), (IMAGE,)),
     "cholesky": (mahal.cholesky, (COVARIANCE,)),
@@ -76,7 +77,7 @@ def test_masks_are_tensors_as_well() -> None:
 
 
 # Those with a gradient have their own tests.
-@pytest.mark.parametrize("name", ["local rx"])
+@pytest.mark.parametrize("name", ["shrunk rx"])
 def test_tensors_that_require_grad_are_refused(name: str) -> None:
     function, arrays = CALLS[name]
     tensors = [torch.from_numpy(a) for a in arrays]

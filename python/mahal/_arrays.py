@@ -48,6 +48,7 @@ _DIFFERENTIABLE = (
     "mahalanobis",
     "matched_filter",
     "mean_covariance",
+    "multiscale_covariance",
     "rx",
     "structural_similarity",
     "whiten",
