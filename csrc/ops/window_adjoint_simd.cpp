@@ -241,7 +241,8 @@ struct Adjoint {
     const int coefficients = adjoint_coefficients(b.rank);
     for (int i = 0; i < b.rank; ++i) {
       const double* src[L];
-      for (int l = 0; l < L; ++l) src[l] = b.vectors + pixels[l] * b.vector_pixel + i * b.vector_stride;
+      for (int l = 0; l < L; ++l)
+        src[l] = b.vectors + pixels[l] * b.vector_pixel + i * b.vector_stride;
       interleave<S, false>(src, n, mem + s.left + static_cast<std::ptrdiff_t>(i) * n * L, L);
     }
     for (int k = 0; k < coefficients; ++k) {

@@ -209,8 +209,8 @@ Plan make_plan(Scratch& scratch, const WindowScoresBackwardParams& params, const
   scratch.rewind(statistics_done);
   p.whiten_room = plan_whitening(scratch, s.bands, threads);
   scratch.rewind(statistics_done);
-  p.worker_bytes = dispatch_float(
-      image.dtype, [&]<class T>() { return worker_bytes<T>(params, s, p, fixed); });
+  p.worker_bytes =
+      dispatch_float(image.dtype, [&]<class T>() { return worker_bytes<T>(params, s, p, fixed); });
   p.room = scratch.take<char>(static_cast<std::int64_t>(p.worker_bytes) * threads);
   return p;
 }
@@ -362,8 +362,7 @@ void solve_windows(const WindowScoresBackwardParams& params, const Plan& p, cons
     for (std::int64_t pixel = 0; pixel < s.pixels; ++pixel) {
       const std::int64_t r = pixel / s.cols;
       const std::int64_t c = pixel % s.cols;
-      const bool edge =
-          r < t.rows_begin || r >= t.rows_end || c < t.cols_begin || c >= t.cols_end;
+      const bool edge = r < t.rows_begin || r >= t.rows_end || c < t.cols_begin || c >= t.cols_end;
       if (edge || status[pixel] != status_ok) {
         p.weak[pixel] = 1;
       } else if (p.weak[pixel]) {
@@ -507,8 +506,7 @@ void set_coefficients(const WindowScoresBackwardParams& params, const Plan& p, c
       room.shares[k] = forms[2 * k + 1];
       for (int l = 0; l <= k; ++l) {
         const double* aim = p.targets + static_cast<std::int64_t>(l) * s.padded;
-        room.matrix[k * s.targets + l] =
-            dot(vector(k + 1), aim, s.bands) - room.mean_forms[k + 1];
+        room.matrix[k * s.targets + l] = dot(vector(k + 1), aim, s.bands) - room.mean_forms[k + 1];
       }
     }
     solve_small(room.matrix, s.targets, room.shares);
