@@ -202,7 +202,7 @@ GLOBAL_ACE = replace(
     cases=cases_of(
         [
             ((12, 15, 4), (2,), {"mask": "random", "signed": True}),
-            ((14, 13, 4), (5,), {"background": "random"}),
+            ((60, 20), (5,), {"background": "random"}),
             ((60, 3), (2,), {"covariance": "random", "subspace": True}),
         ]
     ),
@@ -219,7 +219,7 @@ GLOBAL_FILTER = replace(
 GLOBAL_COMPLEX = replace(
     COMPLEX_ACE,
     cases=cases_of(
-        [((12, 15, 3), (2,), {"subspace": True}), ((60, 3), (2,), {"center": False})],
+        [((12, 15, 3), (2,), {"subspace": True}), ((60, 9), (2,), {"center": False})],
         circular=True,
     ),
 )
@@ -236,6 +236,14 @@ GLOBAL_CEM = replace(CEM, cases=lambda rng: itertools.islice(cem_cases(rng), 1, 
 def test_global_scores_of_the_cuda_kernels_against_the_reference(spec: OpSpec) -> None:
     emulated = replace(spec, emulated=True, layouts=FEW_LAYOUTS)
     run_op_checks(emulated, backends=["emu"], libraries=["numpy"], thread_counts=())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    "spec", [GLOBAL_ACE, GLOBAL_FILTER, GLOBAL_COMPLEX, GLOBAL_COMPLEX_FILTER, GLOBAL_CEM]
+)
+def test_global_scores_on_a_device(spec: OpSpec) -> None:
+    run_op_checks(replace(spec, cuda=True), backends=["cuda"])
 
 
 @needs_emulator

@@ -75,6 +75,11 @@ def test_the_cuda_kernels_against_the_reference() -> None:
     run_op_checks(spec, backends=["emu"], libraries=["numpy"], thread_counts=())
 
 
+@pytest.mark.cuda
+def test_on_a_device_against_the_reference() -> None:
+    run_op_checks(replace(SPEC, cuda=True), backends=["cuda"])
+
+
 def field_scene(shape: tuple[int, ...], circular: bool, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return random_scene(shape, rng, circular=True) if circular else random_scene(shape, rng)

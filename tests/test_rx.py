@@ -132,6 +132,28 @@ def test_global_scores_of_the_cuda_kernels_against_the_reference() -> None:
     run_op_checks(spec, backends=["emu"], libraries=["numpy"], thread_counts=())
 
 
+@pytest.mark.cuda
+def test_global_scores_on_a_device_against_the_reference() -> None:
+    run_op_checks(replace(SPEC, cases=global_cases, cuda=True), backends=["cuda"])
+
+
+@pytest.mark.cuda
+def test_global_scores_are_captured_into_a_graph() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(11)
+    first, second = (torch.from_numpy(random_scene((40, 50, 20), rng)).cuda() for _ in range(2))
+    want = mahal.rx(second)
+    image = first.clone()
+    mahal.rx(image)
+    graph = torch.cuda.CUDAGraph()
+    # A call that waited for the device, or copied from it, would end the capture.
+    with torch.cuda.graph(graph):
+        scores = mahal.rx(image)
+    image.copy_(second)
+    graph.replay()
+    assert torch.equal(scores, want)
+
+
 @needs_emulator
 @pytest.mark.parametrize("estimator", ["scm", "loading", "ledoit_wolf", "student_t"])
 @pytest.mark.parametrize("circular", [False, True])

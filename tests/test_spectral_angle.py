@@ -67,6 +67,11 @@ def test_the_cuda_kernels_against_the_reference() -> None:
     run_op_checks(spec, backends=["emu"], libraries=["numpy"], thread_counts=())
 
 
+@pytest.mark.cuda
+def test_on_a_device_against_the_reference() -> None:
+    run_op_checks(replace(SPEC, cuda=True), backends=["cuda"])
+
+
 @needs_emulator
 def test_the_cuda_kernels_give_nan_where_there_is_no_angle() -> None:
     image = np.array([[1.0, 0.0], [-3.0, 0.0], [0.0, 0.0], [np.nan, 1.0], [1e300, 1e300]])

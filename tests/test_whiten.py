@@ -76,6 +76,11 @@ def test_the_cuda_kernels_against_the_reference() -> None:
     run_op_checks(spec, backends=["emu"], libraries=["numpy"], thread_counts=())
 
 
+@pytest.mark.cuda
+def test_on_a_device_against_the_reference() -> None:
+    run_op_checks(replace(SPEC, cuda=True), backends=["cuda"])
+
+
 @needs_emulator
 @pytest.mark.parametrize("bands", [3, 40])
 def test_the_cuda_kernels_with_complex_numbers(bands: int) -> None:

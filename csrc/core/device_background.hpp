@@ -48,9 +48,11 @@ struct DeviceMask {
   std::int64_t row_stride, col_stride;
 };
 
-// The pixels are cut into chunks by their number and that of the bands alone, so that sums do not
-// depend on the device.
+// The pixels are cut by their number and that of the bands alone, so that sums do not depend on the
+// device: into scans, which find the usable ones, and into chunks, which give partial sums.
 struct SampleChunks {
+  int scans;
+  std::int64_t scan_pixels;
   int chunks;
   std::int64_t chunk_pixels;
   int tile;   // bands of a tile of the products: 16, 32 or 64
@@ -58,7 +60,8 @@ struct SampleChunks {
 };
 
 constexpr SampleChunks sample_chunks(std::int64_t pixels, int bands) {
-  constexpr std::int64_t least_pixels = 256, most_blocks = 512, least_chunks = 4;
+  constexpr std::int64_t least_pixels = 256, most_blocks = 1024, least_chunks = 4,
+                         most_scans = 2048;
   SampleChunks c{};
   c.tile = bands <= 16 ? 16 : bands <= 32 ? 32 : 64;
   const int tiles = (bands + c.tile - 1) / c.tile;
@@ -68,6 +71,9 @@ constexpr SampleChunks sample_chunks(std::int64_t pixels, int bands) {
   c.chunk_pixels = (pixels + most - 1) / most;
   if (c.chunk_pixels < least_pixels) c.chunk_pixels = least_pixels;
   c.chunks = static_cast<int>((pixels + c.chunk_pixels - 1) / c.chunk_pixels);
+  c.scan_pixels = (pixels + most_scans - 1) / most_scans;
+  if (c.scan_pixels < least_pixels) c.scan_pixels = least_pixels;
+  c.scans = static_cast<int>((pixels + c.scan_pixels - 1) / c.scan_pixels);
   return c;
 }
 
@@ -78,7 +84,7 @@ struct ClassifyLaunch {
   DeviceMask mask;
   SampleChunks cut;
   std::uint8_t* status;  // per pixel: status_ok, status_nonfinite or status_masked
-  std::int64_t* counts;  // per chunk: usable pixels, and the first of them or -1
+  std::int64_t* counts;  // per scan: usable pixels, and the first of them or the number of pixels
   std::int64_t* firsts;
 };
 
@@ -181,7 +187,7 @@ struct WhitenLaunch {
 inline constexpr int whiten_tile = 32;
 inline constexpr int whiten_pitch = whiten_tile + 1;
 inline constexpr std::size_t whiten_shared_bytes = 48 * 1024 - 4352;
-inline constexpr std::int64_t whiten_blocks = 1024;
+inline constexpr std::int64_t whiten_blocks = 1024;  // with a tile in the workspace
 
 constexpr bool whitens_in_shared(int bands) {
   return sizeof(double) * whiten_pitch * static_cast<std::size_t>(bands) <= whiten_shared_bytes;

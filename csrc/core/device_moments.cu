@@ -17,10 +17,11 @@
 namespace mahal::MAHAL_CUDA_NAMESPACE {
 namespace {
 
-constexpr int tile_pixels = 32;
+constexpr int tile_pixels = 128;
 constexpr int tile_bands = 32;
-constexpr int sum_threads = 128;
+constexpr int sum_threads = 256;
 constexpr int sum_parts = sum_threads / tile_bands;
+constexpr int sum_flight = 8;
 constexpr int join_threads = 256;
 constexpr int join_width = 32;
 constexpr int join_parts = join_threads / join_width;
@@ -52,10 +53,11 @@ __global__ void __launch_bounds__(sum_threads) classify_pixels(ClassifyLaunch<T>
   int* broken = masked + tile_pixels;
   const int thread = static_cast<int>(threadIdx.x);
   const int bands = p.pixels.list.bands;
-  const std::int64_t end = chunk_end(p.cut, blockIdx.x, p.pixels.count);
+  const std::int64_t last = (std::int64_t{blockIdx.x} + 1) * p.cut.scan_pixels;
+  const std::int64_t end = last < p.pixels.count ? last : p.pixels.count;
   std::int64_t count = 0;
   std::int64_t first = p.pixels.count;
-  for (std::int64_t begin = chunk_begin(p.cut, blockIdx.x); begin < end; begin += tile_pixels) {
+  for (std::int64_t begin = blockIdx.x * p.cut.scan_pixels; begin < end; begin += tile_pixels) {
     const int pixels = tile_size(begin, end, tile_pixels);
     const std::int64_t pixel = begin + thread;
     if (thread < pixels) {
@@ -66,10 +68,10 @@ __global__ void __launch_bounds__(sum_threads) classify_pixels(ClassifyLaunch<T>
       broken[thread] = 0;
     }
     __syncthreads();
-    visit_tile<tile_pixels, sum_threads>(p.pixels, offsets, pixels, 0, bands,
-                                         [&](int k, int, T value) {
-                                           if (!is_finite(value)) broken[k] = 1;
-                                         });
+    visit_tile<tile_pixels, sum_threads, sum_flight>(p.pixels, offsets, pixels, 0, bands,
+                                                     [&](int k, int, T value) {
+                                                       if (!is_finite(value)) broken[k] = 1;
+                                                     });
     __syncthreads();
     if (thread < pixels) {
       const bool usable = masked[thread] == 0 && broken[thread] == 0;
@@ -79,13 +81,11 @@ __global__ void __launch_bounds__(sum_threads) classify_pixels(ClassifyLaunch<T>
     }
     __syncthreads();
   }
-  if (thread < warp_lanes) {
-    count = warp_reduce(count);
-    first = warp_reduce(first, Least{});
-    if (thread == 0) {
-      p.counts[blockIdx.x] = count;
-      p.firsts[blockIdx.x] = first;
-    }
+  count = block_reduce(count, offsets);
+  first = block_reduce(first, offsets, Least{});
+  if (thread == 0) {
+    p.counts[blockIdx.x] = count;
+    p.firsts[blockIdx.x] = first;
   }
 }
 
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(sum_threads) sum_pixels(EstimateLaunch<T> p) {
   const int band = thread % tile_bands, part = thread / tile_bands;
 
   std::int64_t first = samples.pixels.count;
-  for (int k = thread; k < samples.cut.chunks; k += sum_threads) {
+  for (int k = thread; k < samples.cut.scans; k += sum_threads) {
     first = samples.firsts[k] < first ? samples.firsts[k] : first;
   }
   first = block_reduce(first, offsets, Least{});
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(sum_threads) sum_pixels(EstimateLaunch<T> p) {
       usable[thread] = samples.status[begin + thread] == status_ok;
     }
     __syncthreads();
-    visit_tile<tile_pixels, sum_threads>(
+    visit_tile<tile_pixels, sum_threads, sum_flight>(
         samples.pixels, offsets, pixels, first_band, bands, [&](int k, int j, T value) {
           tile[j * (tile_pixels + 1) + k] = static_cast<double>(value);
         });
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(join_threads) join_sums(JoinParameters p) {
   const int padded = row_length(p.bands);
   const int band = static_cast<int>(blockIdx.x) * join_width + thread % join_width;
   std::int64_t count = 0;
-  for (int k = thread; k < p.cut.chunks; k += join_threads) count += p.counts[k];
+  for (int k = thread; k < p.cut.scans; k += join_threads) count += p.counts[k];
   count = block_reduce(count, count_room);
   double sum = 0;
   if (band < p.bands) {
@@ -730,7 +730,7 @@ __global__ void __launch_bounds__(matrix_threads) store_estimate(ResultParameter
 
 template <class T>
 void Background::classify(const ClassifyLaunch<T>& launch) const {
-  simt::launch(op, classify_pixels<T>, dim3(static_cast<unsigned>(launch.cut.chunks)),
+  simt::launch(op, classify_pixels<T>, dim3(static_cast<unsigned>(launch.cut.scans)),
                dim3(sum_threads), (sizeof(std::int64_t) + 2 * sizeof(int)) * tile_pixels, stream,
                launch);
 }

@@ -30,21 +30,20 @@ __device__ __forceinline__ std::int64_t band_element(const PixelList<T>& p, int 
 }
 
 // Calls visit(pixel, band, value) for the bands `first` to first + bands - 1 of `pixels` pixels, at
-// most Pixels of them, that lie at `offsets`. Loads of several elements are under way at a time.
-template <int Pixels, int Threads, class T, class Visit>
+// most Pixels of them, that lie at `offsets`. A thread has Flight loads under way at a time.
+template <int Pixels, int Threads, int Flight = 4, class T, class Visit>
 __device__ __forceinline__ void visit_tile(const DevicePixels<T>& x, const std::int64_t* offsets,
                                            int pixels, int first, int bands, const Visit& visit) {
-  constexpr int flight = 4;
   const int thread = static_cast<int>(threadIdx.x);
   int pixel = x.along_bands ? thread / bands : thread % Pixels;
   int band = x.along_bands ? thread % bands : thread / Pixels;
   const int pixel_step = x.along_bands ? Threads / bands : 0;
   const int band_step = x.along_bands ? Threads % bands : Threads / Pixels;
   while (x.along_bands ? pixel < pixels : band < bands) {
-    T value[flight];
-    int at_pixel[flight], at_band[flight];
+    T value[Flight];
+    int at_pixel[Flight], at_band[Flight];
   MAHAL_UNROLL
-    for (int f = 0; f < flight; ++f) {
+    for (int f = 0; f < Flight; ++f) {
       at_pixel[f] = pixel < pixels && band < bands ? pixel : -1;
       at_band[f] = band;
       value[f] = T(0);
@@ -59,7 +58,7 @@ __device__ __forceinline__ void visit_tile(const DevicePixels<T>& x, const std::
       }
     }
     MAHAL_UNROLL
-    for (int f = 0; f < flight; ++f) {
+    for (int f = 0; f < Flight; ++f) {
       if (at_pixel[f] >= 0) visit(at_pixel[f], at_band[f], value[f]);
     }
   }

@@ -40,8 +40,8 @@ ClassifyLaunch<T> plan_classify(Scratch& scratch, const TensorView& x, const Ten
   }
   launch.cut = sample_chunks(launch.pixels.count, real_bands(x));
   launch.status = scratch.take<std::uint8_t>(launch.pixels.count);
-  launch.counts = scratch.take<std::int64_t>(launch.cut.chunks);
-  launch.firsts = scratch.take<std::int64_t>(launch.cut.chunks);
+  launch.counts = scratch.take<std::int64_t>(launch.cut.scans);
+  launch.firsts = scratch.take<std::int64_t>(launch.cut.scans);
   return launch;
 }
 

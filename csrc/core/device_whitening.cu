@@ -1,6 +1,8 @@
 // Whitening of pixels by the factor of a background, in float64, and the scores that come of it. A
 // block of threads takes 32 pixels at a time and solves 32 bands together: it subtracts what the
-// solved bands contribute, then multiplies by the inverse of the factor's block on the diagonal.
+// solved bands contribute, then multiplies by the inverse of the factor's block on the diagonal. Up
+// to 16 bands a thread has a pixel to itself.
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -18,6 +20,7 @@ namespace {
 constexpr int block_threads = 128;
 constexpr int warps = block_threads / warp_lanes;
 constexpr int rows_per_warp = factor_block / warps;
+constexpr std::int64_t most_blocks = 1 << 16;
 static_assert(whiten_tile == warp_lanes && rows_per_warp % 2 == 0);
 
 // The hook by which tests/cpp/test_simt.cpp proves that its comparisons notice a lost barrier.
@@ -109,25 +112,20 @@ __device__ double solve(const double* lower, const double* inverse, int bands, d
   return square;
 }
 
-__device__ __forceinline__ double product(const double* direction, const double* y, int bands) {
-  double total = 0;
-  for (int j = 0; j < bands; ++j) total += direction[j] * y[j * whiten_pitch];
-  return total;
-}
-
 // Scores of one pixel against the targets `first`, first + step, ...; false when one of them has
-// no direction.
-template <class Out>
-__device__ bool match(const Directions& d, const double* y, int bands, double square,
-                      const Verdict& verdict, int first, int step, Out* out) {
+// no direction. product(row) is that of a direction with the pixel.
+template <class Product, class Out>
+__device__ __forceinline__ bool match(const Directions& d, const Product& product, int bands,
+                                      double square, const Verdict& verdict, int first, int step,
+                                      Out* out) {
   const int padded = row_length(bands);
   const bool subspace = d.kind == MatchedScore::subspace_ace;
   bool known = true;
   double total = 0;
   for (int k = first; k < d.targets; k += step) {
     const double* row = d.rows + static_cast<std::int64_t>(k) * d.parts * padded;
-    const double c = product(row, y, bands);
-    const double other = d.parts == 2 ? product(row + padded, y, bands) : 0.0;
+    const double c = product(row);
+    const double other = d.parts == 2 ? product(row + padded) : 0.0;
     const double both = c * c + other * other;
     const bool directed = row[0] == row[0];
     double value = 0;
@@ -223,8 +221,13 @@ __global__ void __launch_bounds__(block_threads) whiten_tiles(WhitenLaunch<In, O
       const bool subspace = p.directions.kind == MatchedScore::subspace_ace;
       const std::int64_t maps = subspace ? 1 : p.directions.targets;
       const Verdict verdict = verdict_of(p.verdicts, begin + lane);
+      const auto product = [&](const double* direction) {
+        double total = 0;
+        for (int j = 0; j < bands; ++j) total += direction[j] * tile[j * whiten_pitch + lane];
+        return total;
+      };
       if ((!subspace || warp == 0) &&
-          !match(p.directions, tile + lane, bands, square, verdict, subspace ? 0 : warp,
+          !match(p.directions, product, bands, square, verdict, subspace ? 0 : warp,
                  subspace ? 1 : warps, p.matched + (begin + lane) * maps)) {
         undirected[lane] = 1;
       }
@@ -240,6 +243,79 @@ __global__ void __launch_bounds__(block_threads) whiten_tiles(WhitenLaunch<In, O
         p.verdicts.status[begin + thread] = bad ? std::uint8_t{status_singular} : verdict.status;
       }
     }
+  }
+}
+
+// A pixel per thread, where its bands fit into registers and the factor is one block.
+template <class In, class Out, int Bands>
+__global__ void __launch_bounds__(block_threads) whiten_few_bands(WhitenLaunch<In, Out> p) {
+  static_assert(Bands <= factor_block && Bands % 2 == 0);
+  if (p.iterating && p.verdicts.state->finished != 0) return;
+  const PixelList<In>& list = p.pixels.list;
+  const std::int64_t pixel = std::int64_t{blockIdx.x} * block_threads + threadIdx.x;
+  if (pixel >= p.pixels.count) return;
+  const In* from = list.data + pixel_offset(list, pixel);
+  double x[Bands];
+  MAHAL_UNROLL
+  for (int j = 0; j < Bands; ++j) {
+    x[j] = j < list.bands ? static_cast<double>(from[band_element(list, j)]) : 0.0;
+  }
+  double y[Bands];
+  MAHAL_UNROLL
+  for (int j = 0; j < Bands; ++j) {
+    if (p.mean != nullptr && j < list.bands) x[j] -= p.mean[j];
+    y[j] = p.lower == nullptr ? x[j] : 0.0;
+  }
+  if (p.lower != nullptr) {
+    MAHAL_UNROLL
+    for (int k = 0; k < Bands; ++k) {
+      if (k >= list.bands) break;
+      MAHAL_UNROLL
+      for (int r = k / 2 * 2; r < Bands; r += 2) {
+        const Pair pair = *reinterpret_cast<const Pair*>(p.inverse + k * factor_block + r);
+        // Not the zeros above the diagonal, as above.
+        if (r >= k) y[r] += pair.even * x[k];
+        y[r + 1] += pair.odd * x[k];
+      }
+    }
+  }
+  double square = 0;
+  MAHAL_UNROLL
+  for (int j = 0; j < Bands; ++j) {
+    if (j < list.bands) square += y[j] * y[j];
+  }
+  const Verdict verdict = verdict_of(p.verdicts, pixel);
+  if (p.whitened != nullptr) {
+    Out* to = p.whitened + pixel * p.out_stride;
+    MAHAL_UNROLL
+    for (int j = 0; j < Bands; ++j) {
+      if (j < list.bands) to[j] = static_cast<Out>(verdict.scored ? y[j] : simt::nan<double>);
+    }
+    for (int j = list.bands; j < p.out_bands; ++j) {
+      to[j] = static_cast<Out>(verdict.scored ? 0.0 : simt::nan<double>);
+    }
+  }
+  bool known = true;
+  if (p.matched != nullptr) {
+    const auto product = [&](const double* direction) {
+      double total = 0;
+      MAHAL_UNROLL
+      for (int j = 0; j < Bands; ++j) {
+        if (j < list.bands) total += direction[j] * y[j];
+      }
+      return total;
+    };
+    const bool subspace = p.directions.kind == MatchedScore::subspace_ace;
+    const std::int64_t maps = subspace ? 1 : p.directions.targets;
+    known = match(p.directions, product, list.bands, square, verdict, 0, 1,
+                  p.matched + pixel * maps);
+  }
+  if (p.score != nullptr) {
+    p.score[pixel] = static_cast<Out>(verdict.scored ? square : simt::nan<double>);
+  }
+  if (p.verdicts.status != nullptr) {
+    const bool bad = verdict.scored && !known;
+    p.verdicts.status[pixel] = bad ? std::uint8_t{status_singular} : verdict.status;
   }
 }
 
@@ -351,19 +427,27 @@ __global__ void __launch_bounds__(block_threads) make_directions(DirectionParame
 
 template <class In, class Out>
 void Background::whiten(const WhitenLaunch<In, Out>& launch) const {
+  constexpr int few = 8, several = 16;
   const int bands = launch.pixels.list.bands;
+  if (bands <= several) {
+    const std::int64_t blocks = (launch.pixels.count + block_threads - 1) / block_threads;
+    simt::launch(op, bands <= few ? whiten_few_bands<In, Out, few> : whiten_few_bands<In, Out, several>,
+                 dim3(static_cast<unsigned>(blocks)), dim3(block_threads), 0, stream, launch);
+    return;
+  }
   WhitenLaunch<In, Out> mine = launch;
   std::size_t bytes = sizeof(double) * warps * whiten_tile +
                       (sizeof(std::int64_t) + sizeof(int)) * whiten_tile;
   const std::size_t tile = sizeof(double) * whiten_pitch * bands;
+  std::int64_t blocks = whiten_grid(launch.pixels.count);
   // Where two blocks fit beside each other, shared memory is the better place.
   if (whitens_in_shared(bands) || bytes + tile <= simt::shared_limit(op) / 2) {
     bytes += tile;
     mine.tiles = nullptr;
+    blocks = std::min((launch.pixels.count + whiten_tile - 1) / whiten_tile, most_blocks);
   }
-  simt::launch(op, whiten_tiles<In, Out>,
-               dim3(static_cast<unsigned>(whiten_grid(launch.pixels.count))), dim3(block_threads),
-               bytes, stream, mine);
+  simt::launch(op, whiten_tiles<In, Out>, dim3(static_cast<unsigned>(blocks)),
+               dim3(block_threads), bytes, stream, mine);
 }
 
 template <class T>

@@ -1,5 +1,6 @@
 // Angles between pixels and targets: a block of threads brings 32 pixels to unit length in memory
 // of its own, each warp every fourth band, then sums the chords to every target.
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -14,6 +15,7 @@ namespace {
 
 constexpr int block_threads = 128;
 constexpr int warps = block_threads / warp_lanes;
+constexpr std::int64_t most_blocks = 1 << 16;
 static_assert(whiten_tile == warp_lanes);
 
 // The largest element goes first, so that no square leaves the range of the type.
@@ -128,13 +130,14 @@ void launch_angles(const AngleLaunch<T>& p, std::uintptr_t stream) {
   AngleLaunch<T> mine = p;
   std::size_t bytes = sizeof(double) * 4 * block_threads + sizeof(std::int64_t) * whiten_tile;
   const std::size_t tile = sizeof(double) * whiten_pitch * p.pixels.list.bands;
+  std::int64_t blocks = whiten_grid(p.pixels.count);
   if (p.tiles == nullptr || bytes + tile <= simt::shared_limit("spectral_angle") / 2) {
     bytes += tile;
     mine.tiles = nullptr;
+    blocks = std::min((p.pixels.count + whiten_tile - 1) / whiten_tile, most_blocks);
   }
-  simt::launch("spectral_angle", measure_angles<T>,
-               dim3(static_cast<unsigned>(whiten_grid(p.pixels.count))), dim3(block_threads), bytes,
-               stream, mine);
+  simt::launch("spectral_angle", measure_angles<T>, dim3(static_cast<unsigned>(blocks)),
+               dim3(block_threads), bytes, stream, mine);
 }
 
 }  // namespace

@@ -1078,7 +1078,7 @@ void test_background(int pixels, int bands, bool along_bands) {
   e.samples.cut = sample_chunks(pixels, bands);
   const int chunks = e.samples.cut.chunks;
   std::vector<std::uint8_t> status(pixels);
-  std::vector<std::int64_t> counts(chunks), firsts(chunks);
+  std::vector<std::int64_t> counts(e.samples.cut.scans), firsts(e.samples.cut.scans);
   // On 64 bytes, as in the workspace of an op.
   std::vector<std::unique_ptr<double[], void (*)(double*)>> memory;
   const auto room = [&](std::int64_t elements) {
