@@ -191,6 +191,17 @@ def test_singular_images_on_a_device(singular: str, estimator: str) -> None:
         np.testing.assert_allclose(scores, want, rtol=allowed, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore::mahal.SingularWarning")
+@pytest.mark.parametrize("window", [None, (1, 5)])
+@pytest.mark.parametrize("name", [n for n in mahal.testing.backends() if n != "cuda"])
+def test_products_beyond_the_range_of_the_type(name: str, window: Any) -> None:
+    image = 1e200 * np.random.default_rng(12).standard_normal((9, 8, 2))
+    with backend(name):
+        scores, status = mahal.rx(image, window=window, return_status=True)
+    assert np.isnan(scores).all()
+    np.testing.assert_array_equal(status, 2)
+
+
 @needs_emulator
 @pytest.mark.filterwarnings("ignore::mahal.SingularWarning")
 def test_what_the_device_finds_out_is_told_by_the_status() -> None:

@@ -232,11 +232,15 @@ bool factor_unit(const Factor& factor, double* unloaded, int bands) {
   for (int j = 0; j < bands; ++j) trace += unloaded[j * (factor.padded + 1LL)];
   // A constant image has no scale of its own.
   double extra = trace > 0 ? unit_loading * trace / bands : 1.0;
-  for (;; extra *= 10) {
+  for (; std::isfinite(extra); extra *= 10) {
     std::copy_n(unloaded, size, factor.lower);
     for (int j = 0; j < bands; ++j) factor.lower[j * (factor.padded + 1LL)] += extra;
     if (factor_covariance(factor, bands)) return true;
   }
+  // The products of the image have left the range of the type.
+  std::fill_n(factor.lower, size, std::numeric_limits<double>::quiet_NaN());
+  std::fill_n(factor.inverse_diagonal, factor.padded, std::numeric_limits<double>::quiet_NaN());
+  return true;
 }
 
 void load_covariance(const char* op, const Factor& factor, const TensorView& covariance) {

@@ -99,7 +99,8 @@ Factor plan_factor(Scratch& scratch, int bands);
 // In place; false when a pivot is not above `smallest_pivot` of its diagonal entry.
 bool factor_covariance(const Factor& factor, int bands);
 // The same for the covariance of a whole image, loaded as far as it takes to make it invertible:
-// true when it was. `unloaded`: padded x padded of scratch.
+// true when it was. Of a covariance that is not finite the factor is NaN. `unloaded`: padded x
+// padded of scratch.
 bool factor_unit(const Factor& factor, double* unloaded, int bands);
 // Reads a bands x bands matrix and factors it. Throws ValueError in the name of `op` when it is not
 // symmetric (Hermitian) or not positive definite.
