@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -255,9 +256,35 @@ def wheel(session: nox.Session) -> None:
     session.run("python", "examples/nanobind_embedding/check.py")
 
 
+def _kernel_table(report: str) -> list[str]:
+    """Registers and spilled bytes of every kernel, one line for all architectures."""
+    filt = shutil.which("c++filt")
+    if filt:
+        report = subprocess.run([filt], input=report, capture_output=True, text=True).stdout
+    entry = re.compile(
+        r"Compiling entry function '(?P<name>[^']*)' for 'sm_(?P<arch>\d+\w*)'"
+        r".*?(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
+        r".*?Used (?P<registers>\d+) registers",
+        re.DOTALL,
+    )
+    kernels: dict[str, dict[str, tuple[int, int]]] = {}
+    for found in entry.finditer(report):
+        name = re.sub(r"mahal::|cuda::|\(anonymous namespace\)::|^void ", "", found["name"])
+        name = re.sub(r"\([^()]*\)$", "", name)
+        spilled = int(found["stores"]) + int(found["loads"])
+        kernels.setdefault(name, {})[found["arch"]] = (int(found["registers"]), spilled)
+    targets = sorted({arch for row in kernels.values() for arch in row}, key=int)
+    width = max(map(len, kernels), default=0)
+    lines = [f"{'registers (spilled bytes)':{width}}" + "".join(f"{t:>12}" for t in targets)]
+    for name, row in sorted(kernels.items()):
+        cells = [f"{r} ({s})" if s else f"{r}" for r, s in (row.get(t, (0, 0)) for t in targets)]
+        lines.append(f"{name:{width}}" + "".join(f"{cell:>12}" for cell in cells))
+    return lines
+
+
 @nox.session
 def cuda_all(session: nox.Session) -> None:
-    """Every kernel for every architecture of a release, with registers and spills."""
+    """Every kernel for every architecture of a release, with a table of registers and spills."""
     nvcc = _nvcc()
     if nvcc is None:
         session.error("cuda_all needs nvcc on PATH, in CUDACXX or in /usr/local/cuda/bin")
@@ -265,12 +292,13 @@ def cuda_all(session: nox.Session) -> None:
     wanted = ("75", "80", "86", "89", "90", "100", "120")
     targets = [a for a in wanted if f"compute_{a}" in known.stdout.split()]
     for source in sorted((ROOT / "csrc").rglob("*.cu")):
-        session.run(
+        report = session.run(
             nvcc, "-std=c++20", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v",
             "-Icsrc", "-Icsrc/include", "-c", str(source), "-o", os.devnull,
             *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in targets),
-            external=True,
+            external=True, silent=True,
         )  # fmt: skip
+        session.log("\n".join([source.name, *_kernel_table(str(report))]))
 
 
 @nox.session

@@ -104,9 +104,7 @@ class OpSpec:
     layouts : sequence of str
         Those of `LAYOUTS` that the op takes.
     emulated : bool
-        Whether the op has a CUDA kernel that the emulator runs.
-    cuda : bool
-        Whether the op runs on arrays in GPU memory.
+        Whether the op has CUDA kernels, which the emulator runs, and a device where there is one.
     """
 
     name: str
@@ -120,7 +118,6 @@ class OpSpec:
     promoted: Sequence[DTypeLike] = ()
     layouts: Sequence[str] = LAYOUTS
     emulated: bool = False
-    cuda: bool = False
 
 
 class Summary(NamedTuple):
@@ -549,7 +546,7 @@ def _calls(
     combinations = combinations if "cpu" in where else []
     if "emu" in where and spec.emulated:
         combinations.append(("emu", ""))
-    if "cuda" in where and spec.cuda:
+    if "cuda" in where and spec.emulated:
         combinations.append(("cuda", ""))
     dtypes = [np.dtype(d) for d in (*spec.dtypes, *spec.promoted)]
     for case, dtype in itertools.product(spec.cases(np.random.default_rng(seed)), dtypes):
