@@ -12,6 +12,7 @@ import pytest
 from mahal.testing import (
     Case,
     OpSpec,
+    backends,
     random_scene,
     random_spd,
     reference_matched,
@@ -96,6 +97,46 @@ def test_against_the_reference(name: str, dtypes: Any) -> None:
         layouts=("C", "sliced"),
     )
     assert run_op_checks(spec, thread_counts=(2,)).failures == 0
+
+
+def kernel_cases(rng: np.random.Generator, name: str, circular: bool) -> Iterator[Case]:
+    """Windows, small ones for the emulator."""
+    more = {"normalized": True} if name == "matched_filter" else {"subspace": True}
+    for estimator in ESTIMATORS:
+        for shape, count, params in [
+            ((5, 6, 3), (2,), {"window": 5, "center": False, **more}),
+            ((6, 5, 2), (), {"window": (1, 5), "mask": rng.random((6, 5)) < 0.9}),
+        ]:
+            image = random_scene(shape, rng, circular=circular, offset=10.0)
+            if estimator == "scm" and not circular:
+                params = {**params, "center": False}
+            yield Case(
+                f"{estimator} {shape} {sorted(params)}",
+                (image, some_targets((*count, shape[-1]), rng, circular)),
+                {"return_status": True, "estimator": estimator, "tolerance": 1e-3, **params},
+                condition=CONDITION * 10.0,
+                terms=160,
+                broadcast_axis=None,
+            )
+
+
+@pytest.mark.parametrize("dtypes", [REAL, COMPLEX])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_kernels_against_the_reference(name: str, dtypes: Any) -> None:
+    kernels = [place for place in backends() if place != "cpu"]
+    if not kernels:
+        pytest.skip("neither the emulator nor a device")
+    spec = OpSpec(
+        name=name,
+        function=FUNCTIONS[name],
+        reference=with_status(getattr(reference_matched, name)),
+        cases=lambda rng: kernel_cases(rng, name, dtypes == COMPLEX),
+        dtypes=dtypes,
+        layouts=("C",),
+        emulated=True,
+    )
+    run = run_op_checks(spec, backends=kernels, isas=["base"], thread_counts=(1,))
+    assert run.failures == 0
 
 
 def test_one_window_by_hand() -> None:

@@ -222,6 +222,14 @@ WindowEstimatorsLaunch launch_of(const WindowEstimatorsParams& params, const Ten
   launch.ddof = params.ddof;
   launch.center = params.center;
   launch.smallest_pivot = window_pivot;
+  if (is_given(params.target)) {
+    launch.targets = params.target.data;
+    launch.single_targets = real_dtype(params.target.dtype) == DType::f32;
+    launch.target_count = target_count(params);
+    launch.target_stride = parts * params.target.strides[0];
+    launch.target_band_stride = parts * params.target.strides[1];
+    launch.kind = params.kind;
+  }
   return launch;
 }
 
@@ -278,11 +286,6 @@ void window_estimators(const WindowEstimatorsParams& params, const TensorView& i
     check_output(op, "status", status, DType::u8, {rows, cols, windows});
   }
   const Route route = select_route(op, execution, image.device, true);
-  if (route != Route::cpu && is_given(params.target)) {
-    throw_device_error(op, "target",
-                       "the CUDA kernels of window estimators give maps and squared distances",
-                       "a target");
-  }
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, window_estimators_workspace(params, image, threads));
 

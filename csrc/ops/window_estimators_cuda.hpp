@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "mahal/estimators.hpp"
+#include "mahal/matched_score.hpp"
 #include "mahal/windows.hpp"
 
 namespace mahal {
@@ -14,7 +15,7 @@ namespace mahal {
 // may have any sign. Either mean and covariance or score is given; all of them are contiguous:
 //   mean        rows x cols x window_count x bands
 //   covariance  rows x cols x window_count x bands x bands
-//   score       rows x cols x window_count
+//   score       rows x cols x window_count, or with targets rows x cols x their maps
 //   status      rows x cols x window_count
 struct WindowEstimatorsLaunch {
   const void* image = nullptr;
@@ -34,6 +35,12 @@ struct WindowEstimatorsLaunch {
   int ddof = 1;
   bool center = true;
   double smallest_pivot = 0;  // relative to the diagonal entry
+
+  const void* targets = nullptr;  // with one window; nullptr: squared Mahalanobis distances
+  bool single_targets = false;
+  int target_count = 0;
+  std::int64_t target_stride = 0, target_band_stride = 0;
+  MatchedScore kind = MatchedScore::ace;
 
   void* mean = nullptr;
   void* covariance = nullptr;
