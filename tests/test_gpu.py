@@ -24,6 +24,7 @@ OPS: dict[str, Callable[[Any], Any]] = {
     "student_t": lambda x: mahal.local_covariance(x, 5, estimator="student_t")[1],
     "cholesky": lambda x: mahal.cholesky(mahal.local_covariance(x, 7)[1], singular="nan"),
     "mean_covariance": lambda x: mahal.mean_covariance(x)[1],
+    "multiscale_covariance": lambda x: mahal.multiscale_covariance(x, [5, (1, 7)], form="log"),
     "rx": lambda x: mahal.rx(x),
 }
 

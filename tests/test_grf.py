@@ -78,7 +78,6 @@ KL = OpSpec(
     constant=2.0,
     scale=scale,
     emulated=True,
-    cuda=True,
 )
 
 
@@ -95,7 +94,6 @@ LIKELIHOOD = OpSpec(
     constant=2.0,
     scale=scale,
     emulated=True,
-    cuda=True,
 )
 
 

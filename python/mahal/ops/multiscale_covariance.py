@@ -30,15 +30,21 @@ def pack_upper(matrices: Array, *, off_diagonal: float = 1.0) -> Array:
     (..., p (p + 1) / 2) array
     """
     n = matrices.shape[-1]
-    # Plain numbers, which torch.compile reads as constants.
+    if library_of(matrices) == "torch":
+        import torch
+
+        # Made where the matrices are: nothing is copied from the host, which would wait.
+        row, col = torch.triu_indices(n, n, device=matrices.device).unbind()
+        packed = matrices[..., row, col]
+        if off_diagonal == 1.0:
+            return packed
+        return packed * packed.new_ones(len(row)).masked_fill(row != col, off_diagonal)
     rows = [i for i in range(n) for _ in range(i, n)]
     cols = [j for i in range(n) for j in range(i, n)]
     packed = matrices[..., rows, cols]
     if off_diagonal == 1.0:
         return packed
     factors = [1.0 if i == j else off_diagonal for i, j in zip(rows, cols, strict=True)]
-    if library_of(packed) == "torch":
-        return packed * packed.new_tensor(factors)
     scale: Any = np.asarray(factors, dtype=packed.dtype)
     if library_of(packed) == "cupy":
         import cupy
