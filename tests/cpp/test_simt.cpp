@@ -1184,6 +1184,7 @@ void test_backgrounds() {
   test_background(120, 40, false);
   test_background(150, 70, true);
   test_background(600, 20, false);
+}
 
 // --------------------------------------------------------------------------- scores of windows
 // Rings of windows that slide inside the image, in extended precision.
