@@ -2,7 +2,7 @@
 //
 //   g++ -std=c++20 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -DMAHAL_EMULATED=1
 //       -Icsrc/include -Icsrc -o test_simt tests/cpp/test_simt.cpp
-//       -x c++ csrc/core/device_*.cu csrc/ops/local_covariance.cu csrc/ops/cholesky.cu
+//       -x c++ csrc/core/device_*.cu csrc/ops/*.cu
 //
 // With -DMAHAL_MUTATE_BARRIER or -DMAHAL_MUTATE_HALO the kernels carry a planted error, and this
 // program must fail.
@@ -29,10 +29,13 @@
 #include "core/device_background.hpp"
 #include "core/device_matrix.hpp"
 #include "core/simt.hpp"
+#include "ops/change_map_cuda.hpp"
 #include "ops/cholesky_cuda.hpp"
+#include "ops/covariance_distance_cuda.hpp"
 #include "ops/local_covariance_cuda.hpp"
 #include "ops/mean_covariance_kernel.hpp"
 #include "ops/rx_cuda.hpp"
+#include "ops/structural_similarity_cuda.hpp"
 
 namespace {
 
@@ -1303,6 +1306,142 @@ void test_window_scores() {
   test_window_scores_of<float>(8, 11, 3, {5, 1}, true);
 }
 
+// ------------------------------------------------------------- distances between covariances
+// tr(A^-1 A) is the number of rows, whoever works on the matrix: a thread, a warp or a block.
+void test_distances() {
+  for (const int n : {3, 12, 60}) {
+    constexpr std::int64_t batch = 5;
+    Matrices<double> m = random_matrices<double>(n, batch);
+    std::vector<double> score(batch, -77);
+    std::vector<std::uint8_t> status(batch, 99);
+    mahal::CovarianceDistanceLaunch launch;
+    launch.a = launch.b = m.values.data();
+    launch.batch.rank = 1;
+    launch.batch.count = launch.batch.shape[0] = batch;
+    launch.batch.a_strides[0] = launch.batch.b_strides[0] = std::int64_t{n} * n;
+    launch.a_row_stride = launch.b_row_stride = n;
+    launch.a_col_stride = launch.b_col_stride = 1;
+    launch.n = n;
+    launch.params.metric = mahal::Metric::hotelling_lawley;
+    launch.plan = mahal::plan_distances(launch.params.metric, n, false, batch);
+    std::vector<double> workspace(static_cast<std::size_t>(launch.plan.workspace_doubles()));
+    launch.workspace = workspace.data();
+    launch.score = score.data();
+    launch.status = status.data();
+    mahal::emulator::covariance_distance(launch, 0);
+    bool good = true;
+    // Rounding grows with the condition of the matrices, which is below 1000.
+    for (int k = 0; k < batch; ++k) {
+      good &= status[k] == 0 && std::abs(score[k] - n) < 1e3 * n * n * 2.3e-16;
+    }
+    check(good, "Hotelling-Lawley of equal matrices, n = " + std::to_string(n));
+  }
+}
+
+// ------------------------------------------------------------------------ two images in windows
+// Squared Frobenius distances of clipped windows of two channels, and structural similarity of one
+// with mirrored windows, by plain loops.
+void test_image_pairs() {
+  constexpr int rows = 11, cols = 45, channels = 2, window = 5;
+  std::mt19937 rng(7);
+  std::normal_distribution<double> normal(50, 4);
+  std::vector<double> images[2];
+  for (auto& image : images) {
+    image.resize(std::size_t{rows} * cols * channels);
+    for (double& x : image) x = normal(rng);
+  }
+  // Mean and covariance of x_i and x_j, of channels first and second.
+  struct Moments {
+    Long mean[2], covariance[2][2];
+  };
+  const auto moments = [&](int row, int col, bool clipped,
+                           const std::function<Long(int, int)>& at) {
+    std::vector<int> places;
+    for (int v = row - window / 2; v <= row + window / 2; ++v) {
+      for (int u = col - window / 2; u <= col + window / 2; ++u) {
+        const auto mirrored = [](int k, int n) { return k < 0 ? -k : k >= n ? 2 * n - 2 - k : k; };
+        const int r = mirrored(v, rows), c = mirrored(u, cols);
+        if (!clipped || (r == v && c == u)) places.push_back(r * cols + c);
+      }
+    }
+    Moments m{};
+    const Long n = static_cast<Long>(places.size());
+    for (int place : places) {
+      for (int i = 0; i < 2; ++i) m.mean[i] += at(place, i) / n;
+    }
+    for (int place : places) {
+      for (int i = 0; i < 2; ++i) {
+        for (int j = 0; j < 2; ++j) {
+          m.covariance[i][j] += (at(place, i) - m.mean[i]) * (at(place, j) - m.mean[j]) / (n - 1);
+        }
+      }
+    }
+    return m;
+  };
+
+  std::vector<double> score(std::size_t{rows} * cols, -77);
+  std::vector<std::uint8_t> status(score.size(), 99), weights(score.size());
+  mahal::ChangeMapLaunch map;
+  mahal::StructuralSimilarityLaunch<double> similarity;
+  for (int k = 0; k < 2; ++k) {
+    map.images[k] = similarity.images[k] = images[k].data();
+    map.row_strides[k] = similarity.row_strides[k] = cols * channels;
+    map.col_strides[k] = similarity.col_strides[k] = channels;
+    map.channel_strides[k] = similarity.channel_strides[k] = 1;
+  }
+  map.rows = similarity.rows = rows;
+  map.cols = similarity.cols = cols;
+  map.channels = channels;
+  map.params.window = window;
+  map.plan = mahal::plan_change_map(map.params, rows, cols, channels, false);
+  map.chunk = mahal::change_chunk(map.params, map.plan, channels, false);
+  map.weights = weights.data();
+  std::vector<double> origins(static_cast<std::size_t>(mahal::origin_tiles(rows, cols) *
+                                                       mahal::change_origins(channels, false)));
+  map.origins = origins.data();
+  map.score = score.data();
+  map.status = status.data();
+  mahal::emulator::change_map(map, 0);
+  bool good = true;
+  for (int e = 0; e < rows * cols; ++e) {
+    Long wanted = 0;
+    Moments m[2];
+    for (int k = 0; k < 2; ++k) {
+      m[k] = moments(e / cols, e % cols, true,
+                     [&](int place, int i) { return images[k][place * channels + i]; });
+    }
+    for (int i = 0; i < 2; ++i) {
+      for (int j = 0; j < 2; ++j) {
+        const Long d = m[0].covariance[i][j] - m[1].covariance[i][j];
+        wanted += d * d;
+      }
+    }
+    good &= status[e] == 0 && std::abs(score[e] - wanted) <= 1e-12 * (1 + wanted);
+  }
+  check(good, "change map");
+
+  similarity.channels = 1;
+  similarity.params.window = window;
+  similarity.params.data_range = 100;
+  std::vector<double> window_weights(window), similarity_origins(origins.size());
+  similarity.weights = window_weights.data();
+  similarity.origins = similarity_origins.data();
+  similarity.score = score.data();
+  mahal::emulator::structural_similarity(similarity, 0);
+  good = true;
+  for (int e = 0; e < rows * cols; ++e) {
+    const Moments m = moments(e / cols, e % cols, false, [&](int place, int image) {
+      return images[image][place * channels];
+    });
+    const Long c1 = 1, c2 = 9;  // (0.01 * 100)^2 and (0.03 * 100)^2
+    const Long wanted = (2 * m.mean[0] * m.mean[1] + c1) * (2 * m.covariance[0][1] + c2) /
+                        ((m.mean[0] * m.mean[0] + m.mean[1] * m.mean[1] + c1) *
+                         (m.covariance[0][0] + m.covariance[1][1] + c2));
+    good &= std::abs(score[e] - wanted) <= 1e-12;
+  }
+  check(good, "structural similarity");
+}
+
 }  // namespace
 
 int main() {
@@ -1312,6 +1451,8 @@ int main() {
   test_cholesky();
   test_backgrounds();
   test_window_scores();
+  test_distances();
+  test_image_pairs();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 ? 0 : 1;
 }
