@@ -12,6 +12,7 @@ import mahal
 import numpy as np
 import pytest
 from mahal import cli, metrics, scenes
+from mahal.testing import backend, tolerance
 from scipy import stats
 
 
@@ -141,6 +142,22 @@ def test_windows_that_are_not_positive_definite_are_counted(folder):
         )
     assert int((status == 2).sum()) == 132
     np.testing.assert_array_equal(np.isnan(scores), status == 2)
+
+
+@pytest.mark.skipif(not mahal.info()["emulator"], reason="needs a build with the emulator")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_cuda_kernels_score_a_scene_as_the_others_do(folder, dtype):
+    image = scenes.read(folder / "muufl-51x88x72.mat").image.astype(dtype)
+    target = image[10, 10]
+    condition = np.linalg.cond(np.cov(image.reshape(-1, 72).T.astype(np.float64)))
+    # In float64, then rounded to the dtype of the image.
+    allowed = np.finfo(dtype).eps + tolerance(np.float64, condition=condition, terms=72)
+    for detector in (mahal.rx, mahal.ace, mahal.matched_filter):
+        arguments = (image,) if detector is mahal.rx else (image, target)
+        want = detector(*arguments)
+        with backend("emu"):
+            found = detector(*arguments)
+        np.testing.assert_allclose(found, want, rtol=0, atol=allowed * np.abs(want).max())
 
 
 def test_both_envi_scenes_have_wavelengths_and_two_readers_agree(folder):
