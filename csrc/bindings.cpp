@@ -25,6 +25,7 @@
 #include "mahal/local_covariance.hpp"
 #include "mahal/local_covariance_backward.hpp"
 #include "mahal/mahalanobis.hpp"
+#include "mahal/mahalanobis_locations.hpp"
 #include "mahal/matched.hpp"
 #include "mahal/mean_covariance.hpp"
 #include "mahal/mean_covariance_backward.hpp"
@@ -526,6 +527,18 @@ void mahalanobis(const Array& x, const Array& mean, const Array& covariance, con
                      execution_of(threads, stream));
 }
 
+std::size_t mahalanobis_locations_workspace(const Array& x, int threads) {
+  return mahal::mahalanobis_locations_workspace(x, threads);
+}
+
+void mahalanobis_locations(const Array& x, const Array& mean, const Array& covariance,
+                           const Array& score, const Array& workspace, int threads,
+                           std::uintptr_t stream) {
+  const Unlock unlock;
+  mahal::mahalanobis_locations(x, mean, covariance, score, workspace_of(workspace),
+                               execution_of(threads, stream));
+}
+
 mahal::RxParams rx_params(Sides window, const std::string& border, bool load, bool center,
                           const EstimationFields& estimation) {
   mahal::RxParams params;
@@ -773,6 +786,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("whiten_backward", &whiten_backward);
   m.def("mahalanobis_workspace", &mahalanobis_workspace);
   m.def("mahalanobis", &mahalanobis);
+  m.def("mahalanobis_locations_workspace", &mahalanobis_locations_workspace);
+  m.def("mahalanobis_locations", &mahalanobis_locations);
   m.def("matched_workspace", &matched_workspace);
   m.def("matched", &matched);
   m.def("rx_workspace", &rx_workspace);

@@ -221,3 +221,49 @@ def test_bad_values(x: Any, mean: Any, covariance: Any, argument: str) -> None:
 def test_bad_types(x: Any, mean: Any, covariance: Any, argument: str) -> None:
     with pytest.raises(TypeError, match=rf"^mahalanobis: {argument}: .*, got .*$"):
         mahal.mahalanobis(x, mean, covariance)
+
+
+def location_cases(rng: np.random.Generator) -> Iterator[Case]:
+    for shape, circular in [((4, 3, 5), False), ((2, 3, 2, 17), False), ((3, 2), False)]:
+        locations, bands = shape[-2:]
+        x = random_scene(shape, rng, offset=1.0, scale=1.0, circular=circular)
+        mean = 1.0 + 0.1 * rng.standard_normal((locations, bands))
+        covariance = np.stack([random_spd(bands, CONDITION, rng) for _ in range(locations)])
+        yield Case(f"shape {shape}", (x, mean, covariance), condition=CONDITION, terms=bands)
+
+
+def each_location(x: Any, mean: Any, covariance: Any) -> Any:
+    scores = [reference.mahalanobis(x[..., k, :], mean[k], covariance[k]) for k in range(len(mean))]
+    return np.stack(scores, axis=-1)
+
+
+def test_every_location_has_a_background_of_its_own() -> None:
+    spec = replace(SPEC, reference=each_location, cases=location_cases)
+    assert run_op_checks(spec, backends=["cpu"]).failures == 0
+
+
+def test_complex_locations_are_those_of_single_calls() -> None:
+    rng = np.random.default_rng(8)
+    x = random_scene((4, 2, 3), rng, circular=True).astype(np.complex64)
+    mean = x.mean(axis=0)
+    covariance = np.stack([random_spd(3, CONDITION, rng, hermitian=True) for _ in range(2)])
+    found = mahal.mahalanobis(x, mean, covariance.astype(np.complex64))
+    for k in range(2):
+        one = mahal.mahalanobis(x[:, k], mean[k], covariance[k].astype(np.complex64))
+        np.testing.assert_array_equal(found[:, k], one)
+
+
+@pytest.mark.parametrize(
+    ("x", "mean", "covariance", "argument"),
+    [
+        (np.ones(3), np.zeros((2, 3)), np.stack([np.eye(3)] * 2), "x"),
+        (np.ones((4, 2, 3)), np.zeros((3, 3)), np.stack([np.eye(3)] * 2), "mean"),
+        (np.ones((4, 2, 3)), np.zeros((2, 3)), np.stack([np.eye(3)] * 3), "covariance"),
+        (np.ones((4, 2, 3)), np.zeros((2, 3)), np.eye(3), "covariance"),
+        (np.ones((4, 2, 3)), np.zeros((2, 3)), np.stack([np.eye(3), ASYMMETRIC]), "covariance"),
+        (np.ones((4, 2, 3)), np.zeros((2, 3)), np.zeros((2, 3, 3)), "covariance"),
+    ],
+)
+def test_bad_locations(x: Any, mean: Any, covariance: Any, argument: str) -> None:
+    with pytest.raises(ValueError, match=rf"^mahalanobis: {argument}: .*, got .*$"):
+        mahal.mahalanobis(x, mean, covariance)

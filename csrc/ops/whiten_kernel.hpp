@@ -23,6 +23,7 @@ struct WhitenBlock {
   std::ptrdiff_t out_stride;
   int out_bands;  // elements to write per pixel: bands, or padded with zeros
   Out* score;     // |y|^2 per pixel, or nullptr
+  std::ptrdiff_t score_stride = 1;
   // Where given, row k holds <direction k, y> for the pixels [begin, end), and one more row |y|^2.
   double* projections;
   std::ptrdiff_t projection_stride;  // a multiple of whiten_width

@@ -70,7 +70,7 @@ void whiten_block(const WhitenBlock<In, Out>& b) {
     if (b.score) {
       alignas(64) double q[P];
       squares(n, y, q);
-      for (int l = 0; l < count; ++l) b.score[first + l] = static_cast<Out>(q[l]);
+      for (int l = 0; l < count; ++l) b.score[(first + l) * b.score_stride] = static_cast<Out>(q[l]);
     }
     if (b.whitened) {
       panel_to_rows(y, padded, n, rows);

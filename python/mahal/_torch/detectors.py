@@ -12,6 +12,7 @@ from mahal._torch._linalg import solve
 from mahal._torch._outputs import arguments, as_pixels, empty_if, precise_dtype
 from mahal._torch._recipe import define, define_backward, folded, gradients_of, tangents_of
 from mahal.ops._estimators import Estimation, report_estimates
+from mahal.ops.mahalanobis import score_into
 
 Tensor = Any
 
@@ -173,9 +174,7 @@ detector_backward = define_backward(
 def _mahalanobis(x: Tensor, mean: Tensor, covariance: Tensor, *, threads: int = 0) -> Tensor:
     scores = torch.empty(x.shape[:-1], dtype=_real_dtype(x), device=x.device)
     if x.numel():
-        pixels = as_pixels(x)
-        memory = workspace(pixels, _core.mahalanobis_workspace(pixels, threads))
-        _core.mahalanobis(pixels, mean, covariance, scores, memory, threads, stream(pixels))
+        score_into(scores, x, mean, covariance, threads)
     return scores
 
 
@@ -185,6 +184,20 @@ def _fake_mahalanobis(x: Tensor, mean: Tensor, covariance: Tensor, *, threads: i
 
 def _backward_of_mahalanobis(saved: Any, constants: Any, grads: Any, needs: Any) -> Any:
     x, mean, covariance = saved
+    if mean.ndim == 2 and not x.numel():
+        return tuple(torch.zeros_like(t) if needed else None for t, needed in zip(saved, needs, strict=True))
+    if mean.ndim == 2:
+        found = [
+            _backward_of_mahalanobis(
+                (x[..., k, :], mean[k], covariance[k]), constants, (grads[0][..., k],), needs
+            )
+            for k in range(len(mean))
+        ]
+        axes = (-2, 0, 0)
+        return tuple(
+            torch.stack(column, axis) if needed else None
+            for column, axis, needed in zip(zip(*found, strict=True), axes, needs, strict=True)
+        )
     found = detector_backward(
         grads[0],
         x,
@@ -205,14 +218,21 @@ def _backward_of_mahalanobis(saved: Any, constants: Any, grads: Any, needs: Any)
 
 
 def _jvp_of_mahalanobis(saved: Any, constants: Any, tangents: Any) -> Any:
-    x, mean, covariance = saved
-    x_dot, mean_dot, covariance_dot = tangents
-    return tangents_of(
-        _plain_scores,
-        (x, None, mean, None, covariance, None),
-        {"score": "distance", "center": True, "estimate": False},
-        (x_dot, None, mean_dot, None, covariance_dot, None),
-    )
+    def plain(x: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+        return _plain_scores(
+            x, None, mean, None, covariance, None, score="distance", center=True, estimate=False
+        )
+
+    if saved[1].ndim == 2:
+        return tangents_of(torch.vmap(plain, (-2, 0, 0), -1), saved, {}, tangents)
+    return tangents_of(plain, saved, {}, tangents)
+
+
+def _map_mahalanobis(
+    call: Any, size: int, in_dims: Any, tensors: Any, constants: Any
+) -> tuple[Any, Any]:
+    cores = (1, None, None) if tensors[1].ndim - (in_dims[1] is not None) == 1 else (2, None, None)
+    return folded(cores)(call, size, in_dims, tensors, constants)
 
 
 mahalanobis = define(
@@ -223,7 +243,7 @@ mahalanobis = define(
     save=lambda tensors, outputs: tensors,
     backward=_backward_of_mahalanobis,
     jvp=_jvp_of_mahalanobis,
-    vmap=folded((1, None, None)),
+    vmap=_map_mahalanobis,
 )
 
 
