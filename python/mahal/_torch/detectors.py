@@ -185,8 +185,8 @@ def _fake_mahalanobis(x: Tensor, mean: Tensor, covariance: Tensor, *, threads: i
 def _backward_of_mahalanobis(saved: Any, constants: Any, grads: Any, needs: Any) -> Any:
     x, mean, covariance = saved
     if mean.ndim == 2 and not x.numel():
-        pairs = zip(saved, needs, strict=True)
-        return tuple(torch.zeros_like(t) if needed else None for t, needed in pairs)
+        zeros = (torch.zeros_like(t) for t in saved)
+        return tuple(z if needed else None for z, needed in zip(zeros, needs, strict=True))
     if mean.ndim == 2:
         found = [
             _backward_of_mahalanobis(
