@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from mahal._torch._matrices import hermitian
+
 Tensor = Any
 
 
@@ -33,14 +35,6 @@ def cholesky_gradient(factor: Tensor, grad: Tensor) -> Tensor:
 
 def cholesky_tangent(factor: Tensor, tangent: Tensor) -> Tensor:
     """Tangent of the lower factor from that of the matrix (Murray, 2016, eq. 8)."""
-    tangent = (tangent + tangent.mH) / 2
-    left = torch.linalg.solve_triangular(factor, tangent, upper=False)
+    left = torch.linalg.solve_triangular(factor, hermitian(tangent), upper=False)
     inner = torch.linalg.solve_triangular(factor.mH, left, upper=True, left=False)
     return factor @ _half_lower(inner)
-
-
-def identity_times_trace(matrix: Tensor) -> Tensor:
-    """``trace(A) / n I``, the share of a matrix that diagonal loading adds."""
-    diagonal = matrix.diagonal(dim1=-2, dim2=-1).real.to(matrix.dtype)
-    mean = diagonal.mean(-1, keepdim=True)
-    return torch.diag_embed(mean.expand(*diagonal.shape))

@@ -8,7 +8,8 @@ import torch
 
 from mahal import _core
 from mahal._arrays import stream, workspace
-from mahal._torch._linalg import cholesky_gradient, cholesky_tangent, identity_times_trace
+from mahal._torch._linalg import cholesky_gradient, cholesky_tangent
+from mahal._torch._matrices import loaded
 from mahal._torch._recipe import define, define_backward, folded
 from mahal.ops.cholesky import factor_into
 
@@ -45,8 +46,7 @@ def _fake_backward(factor: Tensor, grad: Tensor, *, loading: float = 0.0, thread
 def _plain_backward(
     factor: Tensor, grad: Tensor, *, loading: float = 0.0, threads: int = 0
 ) -> Tensor:
-    found = cholesky_gradient(factor, grad)
-    return found + loading * identity_times_trace(found)
+    return loaded(cholesky_gradient(factor, grad), loading)
 
 
 cholesky_backward = define_backward(
@@ -66,8 +66,7 @@ def _backward(saved: Any, constants: Any, grads: Any, needs: Any) -> Any:
 
 
 def _jvp(saved: Any, constants: Any, tangents: Any) -> Any:
-    tangent = tangents[0] + constants["loading"] * identity_times_trace(tangents[0])
-    return cholesky_tangent(saved[0], tangent)
+    return cholesky_tangent(saved[0], loaded(tangents[0], constants["loading"]))
 
 
 cholesky = define(
