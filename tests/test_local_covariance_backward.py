@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import mahal
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mahal import _core
 from mahal.ops._window_gradients import local_covariance_backward
-from mahal.testing import Case, OpSpec, random_scene, run_op_checks, tolerance
+from mahal.testing import Case, OpSpec, backend, backends, random_scene, run_op_checks, tolerance
 from mahal.testing import reference_window_gradients as reference
 
 
@@ -106,6 +107,57 @@ def spec(circular: bool) -> OpSpec:
 @pytest.mark.parametrize("circular", [False, True])
 def test_against_the_reference(circular: bool) -> None:
     assert run_op_checks(spec(circular)).failures == 0
+
+
+def few_cases(rng: np.random.Generator, circular: bool) -> Iterator[Case]:
+    """For the emulator: each border and window, and more pixels than one block slides over."""
+    for shape, window, params in [
+        ((34, 4, 1), 3, {}),
+        ((3, 35, 1), 3, {"border": "reflect"}),
+        ((6, 7, 3), (1, 5), {"border": "reflect", "mask": rng.random((6, 7)) < 0.8}),
+        ((7, 6, 2), (1, 3), {"border": "valid", "ddof": 0}),
+        ((5, 6, 2), [3, (3, 5)], {"center": False}),
+    ]:
+        if circular and max(shape) > 30:
+            continue
+        yield Case(
+            f"{shape} window {window} {sorted(params)}",
+            arguments(shape, window, rng, circular),
+            {"window": window, **params},
+            terms=samples(window),
+            broadcast_axis=None,
+        )
+
+
+@pytest.mark.skipif("emu" not in backends(), reason="no emulator in this build")
+@pytest.mark.parametrize("circular", [False, True])
+def test_kernels_of_devices_against_the_reference(circular: bool) -> None:
+    emulated = replace(
+        spec(circular),
+        cases=lambda rng: few_cases(rng, circular),
+        layouts=("C", "negative"),
+        emulated=True,
+    )
+    found = run_op_checks(emulated, backends=["emu"], libraries=["numpy"], thread_counts=(1,))
+    assert found.failures == 0
+
+
+@pytest.mark.skipif("emu" not in backends(), reason="no emulator in this build")
+@pytest.mark.parametrize("part", [0, 1])
+def test_broken_gradients_and_windows_on_devices(part: int) -> None:
+    rng = np.random.default_rng(7)
+    image, *gradients = arguments((9, 10, 2), 3, rng)
+    image[1, 1, 0] = np.nan
+    gradients[part][6, 7] = np.inf
+    gradients[part][1, 2] = np.nan  # its window has no result
+    want = backward(image, *gradients, window=3)
+    with backend("emu"):
+        found = backward(image, *gradients, window=3)
+    held = np.zeros((9, 10), bool)
+    held[5:8, 6:9] = True
+    np.testing.assert_array_equal(np.isnan(found).all(axis=-1), held)
+    largest = np.nanmax(np.abs(want))
+    np.testing.assert_allclose(found, want, rtol=0, atol=tolerance(np.float64, terms=9) * largest)
 
 
 @settings(max_examples=40, deadline=None)

@@ -8,6 +8,7 @@
 #include "core/image_checks.hpp"
 #include "core/threads.hpp"
 #include "core/window_spans.hpp"
+#include "ops/local_covariance_backward_cuda.hpp"
 #include "ops/mean_covariance_kernel.hpp"
 
 namespace mahal {
@@ -248,12 +249,92 @@ void add_window(const LocalCovarianceParams& params, int k, const ImagePlan& ima
   });
 }
 
+// Workspace of the CUDA kernels, which serve the device and the emulator alike.
+template <class T>
+void plan_launch(Scratch& scratch, const LocalCovarianceParams& params, const TensorView& image,
+                 LocalCovarianceBackwardLaunch<T>& launch) {
+  const Shape s = shape_of(image);
+  launch.states = scratch.take<std::uint8_t>(s.pixels);
+  launch.broken = scratch.take<std::uint8_t>(s.pixels);
+  launch.weights = scratch.take<double>(2 * s.pixels);
+  launch.origin = scratch.take<double>(s.bands);
+  if (params.center) launch.means = scratch.take<double>(s.pixels * s.bands);
+  std::int64_t most = 0;
+  for (int k = 0; k < params.window_count; ++k) {
+    const Window& window = params.windows[k];
+    const std::int64_t rows = adjoint_strip_rows(window, s.rows, s.cols, s.bands);
+    most = std::max(most, rows * (window.inner > 0 ? 2 : 1));
+  }
+  launch.sums = scratch.take<double>(most * s.cols * adjoint_channels(s.bands, true));
+}
+
+template <class T>
+void launch_kernels(const LocalCovarianceParams& params, const TensorView& image,
+                    const TensorView& mask, const TensorView& mean_gradient,
+                    const TensorView& covariance_gradient, const TensorView& gradient,
+                    const Workspace& workspace, Route route, std::uintptr_t stream) {
+  const Shape s = shape_of(image);
+  const int parts = is_complex(image.dtype) ? 2 : 1;
+  LocalCovarianceBackwardLaunch<T> launch;
+  Scratch scratch(workspace);
+  plan_launch(scratch, params, image, launch);
+  launch.image = static_cast<const T*>(image.data);
+  launch.rows = s.rows;
+  launch.cols = s.cols;
+  launch.channels = s.bands;
+  launch.complex = parts == 2;
+  launch.row_stride = parts * image.strides[0];
+  launch.col_stride = parts * image.strides[1];
+  launch.band_stride = parts * image.strides[2];
+  if (is_given(mask)) {
+    launch.mask = static_cast<const std::uint8_t*>(mask.data);
+    launch.mask_row_stride = mask.strides[0];
+    launch.mask_col_stride = mask.strides[1];
+  }
+  launch.border = params.border;
+  launch.ddof = params.center ? params.ddof : 0;
+  launch.center = params.center;
+  launch.gradient = static_cast<T*>(gradient.data);
+  for (int k = 0; k < params.window_count; ++k) {
+    launch.window = params.windows[k];
+    launch.strip_rows = adjoint_strip_rows(launch.window, s.rows, s.cols, s.bands);
+    if (is_given(mean_gradient) && params.center) {
+      launch.mean = first_element<T>(mean_gradient, k);
+      launch.mean_row = parts * mean_gradient.strides[0];
+      launch.mean_col = parts * mean_gradient.strides[1];
+      launch.mean_i = parts * mean_gradient.strides[3];
+    }
+    if (is_given(covariance_gradient)) {
+      launch.covariance = first_element<T>(covariance_gradient, k);
+      launch.covariance_row = parts * covariance_gradient.strides[0];
+      launch.covariance_col = parts * covariance_gradient.strides[1];
+      launch.covariance_i = parts * covariance_gradient.strides[3];
+      launch.covariance_j = parts * covariance_gradient.strides[4];
+    }
+    launch.first = k == 0;
+    launch.accumulate = k > 0;
+    if constexpr (built_with_cuda) {
+      if (route == Route::cuda) cuda::local_covariance_backward(launch, stream);
+    }
+    if constexpr (built_with_emulator) {
+      if (route == Route::emulator) emulator::local_covariance_backward(launch, stream);
+    }
+  }
+}
+
 }  // namespace
 
 std::size_t local_covariance_backward_workspace(const LocalCovarianceParams& params,
                                                 const TensorView& image, int threads) {
   check_inputs(params, image);
   threads = resolve_threads(op, threads);
+  const std::size_t kernels = dispatch_float(image.dtype, [&]<class T>() {
+    Scratch scratch;
+    LocalCovarianceBackwardLaunch<T> launch;
+    plan_launch(scratch, params, image, launch);
+    return scratch.bytes();
+  });
+  if (image.device.kind == DeviceKind::cuda) return kernels;
   Scratch scratch;
   plan_image(scratch, shape_of(image), threads);
   const std::size_t image_done = scratch.mark();
@@ -261,7 +342,8 @@ std::size_t local_covariance_backward_workspace(const LocalCovarianceParams& par
     scratch.rewind(image_done);
     plan_window(scratch, params, params.windows[k], image, threads);
   }
-  return scratch.bytes();
+  // Host arrays may go to the emulator.
+  return built_with_emulator ? std::max(kernels, scratch.bytes()) : scratch.bytes();
 }
 
 void local_covariance_backward(const LocalCovarianceParams& params, const TensorView& image,
@@ -286,9 +368,17 @@ void local_covariance_backward(const LocalCovarianceParams& params, const Tensor
                 {rows, cols, windows, bands, bands});
   }
   check_output(op, "gradient", gradient, image.dtype, {rows, cols, bands});
-  select_route(op, execution, image.device, false);
+  const Route route = select_route(op, execution, image.device, true);
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, local_covariance_backward_workspace(params, image, threads));
+
+  if (route != Route::cpu) {
+    dispatch_float(image.dtype, [&]<class T>() {
+      launch_kernels<T>(params, image, mask, mean_gradient, covariance_gradient, gradient,
+                        workspace, route, execution.stream);
+    });
+    return;
+  }
 
   Scratch scratch(workspace);
   const Shape s = shape_of(image);
