@@ -27,6 +27,13 @@ def batch(
     return scales * np.stack(matrices)
 
 
+@pytest.fixture(params=[name for name in mahal.testing.backends() if name != "cuda"])
+def everywhere(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Host arrays on the CPU kernels, and through the CUDA kernels where the emulator is."""
+    with mahal.testing.backend(request.param):
+        yield request.param
+
+
 def gradients(a: Any, b: Any, grad: Any, metric: str, *, squared: bool = False) -> Any:
     """Both gradients, through the forward op."""
     looks = LOOKS.get(metric)
@@ -65,6 +72,8 @@ SPEC = OpSpec(
     function=lambda a, b, grad, **params: gradients(a, b, _contiguous(grad), **params),
     reference=expected_of,
     cases=cases,
+    layouts=("C", "F", "sliced", "negative"),
+    emulated=True,
 )
 
 
@@ -98,6 +107,37 @@ def test_hermitian_against_the_reference(dtype: Any, size: int) -> None:
                 np.testing.assert_array_equal(got, got.conj().swapaxes(1, 2))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size", "count"),
+    [
+        (np.complex64, 3, 33),
+        (np.complex128, 7, 5),
+        (np.complex64, 9, 3),
+        (np.complex128, 30, 1),
+        (np.float32, 31, 2),
+    ],
+)
+def test_kernels_for_larger_matrices(dtype: Any, size: int, count: int) -> None:
+    """By a thread, a warp and a block for each pair."""
+    if "emu" not in mahal.testing.backends():
+        pytest.skip("built without the emulator")
+    rng = np.random.default_rng(size)
+    hermitian = np.dtype(dtype).kind == "c"
+    a, b = (batch(count, size, 10.0, rng, hermitian).astype(dtype) for _ in range(2))
+    grad = rng.standard_normal(count).astype(a.real.dtype)
+    for metric in METRICS:
+        if metric == "box_m" and hermitian:
+            continue
+        with mahal.testing.backend("emu"):
+            found = gradients(a, b, grad, metric)
+        for got, want in zip(found, expected_of(a, b, grad, metric), strict=True):
+            allowed = tolerance(a.real.dtype, condition=100.0, terms=size * size)
+            np.testing.assert_allclose(
+                got, want, rtol=0, atol=allowed * np.abs(want).max(), err_msg=metric
+            )
+            np.testing.assert_array_equal(got, got.conj().swapaxes(1, 2))
+
+
 @pytest.mark.parametrize("hermitian", [False, True])
 @pytest.mark.parametrize("metric", METRICS)
 def test_differences_of_the_score(metric: str, hermitian: bool) -> None:
@@ -120,6 +160,7 @@ def test_differences_of_the_score(metric: str, hermitian: bool) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.usefixtures("everywhere")
 def test_equal_matrices(metric: str) -> None:
     """A distance has its least value there: nothing, not even of roots, which have no slope."""
     rng = np.random.default_rng(4)
@@ -136,6 +177,7 @@ def test_equal_matrices(metric: str) -> None:
 
 
 @pytest.mark.parametrize("metric", DISTANCES)
+@pytest.mark.usefixtures("everywhere")
 def test_almost_equal_matrices(metric: str) -> None:
     """All but the cancelled digits are there: roots keep gradients of the order of one."""
     rng = np.random.default_rng(5)
@@ -150,6 +192,7 @@ def test_almost_equal_matrices(metric: str) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.usefixtures("everywhere")
 def test_repeated_eigenvalues(metric: str) -> None:
     eye = np.eye(4)[None]
     for a, b in [(eye, 3 * eye), (np.diag([1.0, 1, 2, 2])[None], np.diag([5.0, 5, 5, 1])[None])]:
@@ -160,6 +203,7 @@ def test_repeated_eigenvalues(metric: str) -> None:
 
 
 @pytest.mark.parametrize("metric", ["logeuclid", "affine_invariant"])
+@pytest.mark.usefixtures("everywhere")
 def test_graded_matrices(metric: str) -> None:
     """Beyond what the QL algorithm finds the small eigenvalues are still exact."""
     values = np.array([1.0, 1e-5, 3e-9, 2e-11])
@@ -172,6 +216,7 @@ def test_graded_matrices(metric: str) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.usefixtures("everywhere")
 def test_a_pair_does_not_depend_on_its_batch(metric: str) -> None:
     rng = np.random.default_rng(6)
     a, b = (batch(21, 3, 10.0, rng) for _ in range(2))
@@ -192,6 +237,7 @@ def test_a_pair_does_not_depend_on_its_batch(metric: str) -> None:
         assert not got[12].any()
 
 
+@pytest.mark.usefixtures("everywhere")
 def test_one_gradient_alone() -> None:
     rng = np.random.default_rng(7)
     a, b = (batch(5, 3, 10.0, rng) for _ in range(2))

@@ -19,6 +19,13 @@ def batch(count: int, size: int, rng: np.random.Generator, hermitian: bool = Fal
     return np.stack([random_spd(size, 10.0, rng, hermitian=hermitian) for _ in range(count)])
 
 
+@pytest.fixture(params=[name for name in mahal.testing.backends() if name != "cuda"])
+def everywhere(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Host arrays on the CPU kernels, and through the CUDA kernels where the emulator is."""
+    with mahal.testing.backend(request.param):
+        yield request.param
+
+
 def noise(shape: tuple[int, ...], rng: np.random.Generator, hermitian: bool) -> Any:
     real = rng.standard_normal(shape)
     return real + 1j * rng.standard_normal(shape) if hermitian else real
@@ -43,6 +50,7 @@ SPEC = OpSpec(
     function=gradient,
     reference=reference.covariance_log_backward,
     cases=cases,
+    emulated=True,
 )
 
 
@@ -66,6 +74,26 @@ def test_hermitian_against_the_reference(dtype: Any, size: int) -> None:
         np.testing.assert_array_equal(found, found.conj().swapaxes(1, 2))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size", "count"),
+    [(np.complex64, 3, 33), (np.complex128, 9, 3), (np.complex64, 44, 1), (np.float32, 60, 1)],
+)
+def test_kernels_for_larger_matrices(dtype: Any, size: int, count: int) -> None:
+    """By a thread, a warp and a block for each matrix."""
+    if "emu" not in mahal.testing.backends():
+        pytest.skip("built without the emulator")
+    rng = np.random.default_rng(size)
+    hermitian = np.dtype(dtype).kind == "c"
+    a = batch(count, size, rng, hermitian).astype(dtype)
+    grad = noise(a.shape, rng, hermitian).astype(dtype)
+    expected = reference.covariance_log_backward(a, grad, loading=0.1)
+    with mahal.testing.backend("emu"):
+        found = gradient(a, grad, loading=0.1)
+    allowed = tolerance(a.real.dtype, condition=100.0, terms=size)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=allowed * np.abs(expected).max())
+    np.testing.assert_array_equal(found, found.conj().swapaxes(1, 2))
+
+
 @pytest.mark.parametrize("hermitian", [False, True])
 def test_differences_of_the_logarithm(hermitian: bool) -> None:
     rng = np.random.default_rng(1)
@@ -81,6 +109,7 @@ def test_differences_of_the_logarithm(hermitian: bool) -> None:
     np.testing.assert_allclose(found, slope, rtol=0, atol=allowed)
 
 
+@pytest.mark.usefixtures("everywhere")
 def test_closed_forms() -> None:
     rng = np.random.default_rng(2)
     grad = noise((3, 4, 4), rng, False)
@@ -104,6 +133,7 @@ def test_closed_forms() -> None:
     np.testing.assert_allclose(found, slope, rtol=tolerance(float, terms=16))
 
 
+@pytest.mark.usefixtures("everywhere")
 def test_degenerate_matrices() -> None:
     rng = np.random.default_rng(3)
     a = batch(19, 3, rng)

@@ -1,12 +1,14 @@
 #include "mahal/covariance_distance_backward.hpp"
 
 #include <algorithm>
+#include <string>
 
 #include "core/dispatch.hpp"
 #include "core/matrix_batch.hpp"
 #include "core/pair_checks.hpp"
 #include "core/scratch.hpp"
 #include "core/threads.hpp"
+#include "ops/covariance_distance_backward_cuda.hpp"
 #include "ops/covariance_distance_backward_kernel.hpp"
 
 namespace mahal {
@@ -40,12 +42,64 @@ void check_gradient(const char* argument, const TensorView& view, const TensorVi
   }
 }
 
+PairPlan kernel_plan(const CovarianceDistanceParams& params, const TensorView& a,
+                     const MatrixBatch& batch) {
+  return plan_distance_gradients(params.metric, a.shape[a.rank - 1], is_complex(a.dtype),
+                                 batch.count);
+}
+
+std::size_t kernel_bytes(const PairPlan& plan) {
+  Scratch scratch;
+  scratch.take<double>(plan.workspace_doubles());
+  return scratch.bytes();
+}
+
+// The CUDA kernels, on the device or in the emulator.
+void launch(const CovarianceDistanceParams& params, const TensorView& a, const TensorView& b,
+            const MatrixBatch& batch, const TensorView& score, const TensorView& status,
+            const TensorView& grad, const TensorView& grad_a, const TensorView& grad_b,
+            const Workspace& workspace, Route route, std::uintptr_t stream) {
+  const std::int64_t n = a.shape[a.rank - 1];
+  if (n > most_pair_rows) {
+    throw_value_error(op, "a", "the CUDA kernels cover p = 1 to " + std::to_string(most_pair_rows),
+                      std::to_string(n));
+  }
+  CovarianceDistanceBackwardLaunch arguments;
+  arguments.a = a.data;
+  arguments.b = b.data;
+  arguments.score = score.data;
+  arguments.status = static_cast<const std::uint8_t*>(status.data);
+  arguments.grad = grad.data;
+  arguments.single = real_dtype(a.dtype) == DType::f32;
+  arguments.batch = batch;
+  arguments.a_row_stride = a.strides[a.rank - 2];
+  arguments.a_col_stride = a.strides[a.rank - 1];
+  arguments.b_row_stride = b.strides[b.rank - 2];
+  arguments.b_col_stride = b.strides[b.rank - 1];
+  arguments.n = static_cast<int>(n);
+  arguments.hermitian = is_complex(a.dtype);
+  arguments.params = params;
+  arguments.plan = kernel_plan(params, a, batch);
+  check_workspace(op, workspace, kernel_bytes(arguments.plan));
+  Scratch scratch(workspace);
+  arguments.workspace = scratch.take<double>(arguments.plan.workspace_doubles());
+  arguments.grad_a = grad_a.data;
+  arguments.grad_b = grad_b.data;
+  if constexpr (built_with_cuda) {
+    if (route == Route::cuda) cuda::covariance_distance_backward(arguments, stream);
+  }
+  if constexpr (built_with_emulator) {
+    if (route == Route::emulator) emulator::covariance_distance_backward(arguments, stream);
+  }
+}
+
 }  // namespace
 
 std::size_t covariance_distance_backward_workspace(const CovarianceDistanceParams& params,
                                                    const TensorView& a, const TensorView& b,
                                                    int threads) {
   check_matrix_pairs(op, params, a, b);
+  if (uses_kernels(a.device)) return kernel_bytes(kernel_plan(params, a, matrix_batch(a, b)));
   Scratch scratch;
   scratch.take<char>(worker_bytes(a) * resolve_threads(op, threads));
   return scratch.bytes();
@@ -63,7 +117,12 @@ void covariance_distance_backward(const CovarianceDistanceParams& params, const 
   check_per_pair("grad", grad, real_dtype(a.dtype), batch.count);
   check_gradient("grad_a", grad_a, a);
   check_gradient("grad_b", grad_b, a);
-  select_route(op, execution, a.device, false);
+  const Route route = select_route(op, execution, a.device, true);
+  if (route != Route::cpu) {
+    launch(params, a, b, batch, score, status, grad, grad_a, grad_b, workspace, route,
+           execution.stream);
+    return;
+  }
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, covariance_distance_backward_workspace(params, a, b, threads));
   Scratch scratch(workspace);

@@ -9,6 +9,7 @@
 #include "core/matrix_batch.hpp"
 #include "core/scratch.hpp"
 #include "core/threads.hpp"
+#include "ops/covariance_log_backward_cuda.hpp"
 #include "ops/covariance_log_backward_kernel.hpp"
 
 namespace mahal {
@@ -43,11 +44,55 @@ std::int64_t worker_bytes(const TensorView& a) {
   return static_cast<std::int64_t>((bytes + 63) / 64 * 64);
 }
 
+PairPlan kernel_plan(const TensorView& a, const MatrixBatch& batch) {
+  return plan_log_gradients(a.shape[a.rank - 1], is_complex(a.dtype), batch.count);
+}
+
+std::size_t kernel_bytes(const PairPlan& plan) {
+  Scratch scratch;
+  scratch.take<double>(plan.workspace_doubles());
+  return scratch.bytes();
+}
+
+// The CUDA kernels, on the device or in the emulator.
+void launch(const CovarianceLogParams& params, const TensorView& a, const MatrixBatch& batch,
+            const TensorView& status, const TensorView& grad, const TensorView& grad_a,
+            const Workspace& workspace, Route route, std::uintptr_t stream) {
+  const std::int64_t n = a.shape[a.rank - 1];
+  if (n > most_pair_rows) {
+    throw_value_error(op, "a", "the CUDA kernels cover p = 1 to " + std::to_string(most_pair_rows),
+                      std::to_string(n));
+  }
+  CovarianceLogBackwardLaunch arguments;
+  arguments.a = a.data;
+  arguments.status = static_cast<const std::uint8_t*>(status.data);
+  arguments.grad = grad.data;
+  arguments.single = real_dtype(a.dtype) == DType::f32;
+  arguments.batch = batch;
+  arguments.row_stride = a.strides[a.rank - 2];
+  arguments.col_stride = a.strides[a.rank - 1];
+  arguments.n = static_cast<int>(n);
+  arguments.hermitian = is_complex(a.dtype);
+  arguments.loading = params.loading;
+  arguments.plan = kernel_plan(a, batch);
+  check_workspace(op, workspace, kernel_bytes(arguments.plan));
+  Scratch scratch(workspace);
+  arguments.workspace = scratch.take<double>(arguments.plan.workspace_doubles());
+  arguments.grad_a = grad_a.data;
+  if constexpr (built_with_cuda) {
+    if (route == Route::cuda) cuda::covariance_log_backward(arguments, stream);
+  }
+  if constexpr (built_with_emulator) {
+    if (route == Route::emulator) emulator::covariance_log_backward(arguments, stream);
+  }
+}
+
 }  // namespace
 
 std::size_t covariance_log_backward_workspace(const CovarianceLogParams& params,
                                               const TensorView& a, int threads) {
   check_inputs(params, a);
+  if (uses_kernels(a.device)) return kernel_bytes(kernel_plan(a, matrix_batch(a, a)));
   Scratch scratch;
   scratch.take<char>(worker_bytes(a) * resolve_threads(op, threads));
   return scratch.bytes();
@@ -67,7 +112,11 @@ void covariance_log_backward(const CovarianceLogParams& params, const TensorView
   check_like("grad", grad, a);
   check_like("grad_a", grad_a, a);
   if (grad_a.read_only) throw_value_error(op, "grad_a", "must be writable", "a read-only array");
-  select_route(op, execution, a.device, false);
+  const Route route = select_route(op, execution, a.device, true);
+  if (route != Route::cpu) {
+    launch(params, a, batch, status, grad, grad_a, workspace, route, execution.stream);
+    return;
+  }
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace, covariance_log_backward_workspace(params, a, threads));
   Scratch scratch(workspace);
