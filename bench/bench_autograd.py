@@ -98,6 +98,37 @@ def plain_local_scores(x: Any, inner: int, outer: int, target: Any = None) -> An
     return (w * y).sum(-1).square() / (w.square().sum(-1) * y.square().sum(-1))
 
 
+def plain_log(a: Any) -> Any:
+    """Logarithms through eigenvectors."""
+    values, vectors = torch.linalg.eigh(a)
+    return (vectors * values.log()[..., None, :]) @ vectors.mT
+
+
+def plain_distance(a: Any, b: Any, metric: str) -> Any:
+    """Squared distances of pairs of covariances."""
+    if metric == "logeuclid":
+        return (plain_log(a) - plain_log(b)).square().sum((-2, -1))
+    factor = torch.linalg.cholesky(a)
+    if metric == "affine_invariant":
+        half = torch.linalg.solve_triangular(factor, b, upper=False)
+        middle = torch.linalg.solve_triangular(factor, half.mT, upper=False)
+        return torch.linalg.eigvalsh(middle).log().square().sum(-1)
+    middle = torch.linalg.eigvalsh(factor.mT @ b @ factor).sqrt().sum(-1)
+    return (a + b).diagonal(dim1=-2, dim2=-1).sum(-1) - 2 * middle
+
+
+def plain_similarity(x: Any, y: Any, side: int) -> Any:
+    """Structural similarity with equal weights, (rows, cols, channels)."""
+    planes = torch.cat([x, y, x * x, y * y, x * y], -1).permute(2, 0, 1)[None]
+    padded = torch.nn.functional.pad(planes, [side // 2] * 4, mode="reflect")
+    mx, my, xx, yy, xy = torch.nn.functional.avg_pool2d(padded, side, stride=1)[0].chunk(5)
+    norm = side**2 / (side**2 - 1)
+    c1, c2 = 0.01**2, 0.03**2
+    common = 2 * norm * (xy - mx * my) + c2
+    spread = norm * (xx + yy - mx * mx - my * my) + c2
+    return (2 * mx * my + c1) * common / ((mx * mx + my * my + c1) * spread)
+
+
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     """Seeded values."""
     values = np.random.default_rng(seed).standard_normal(shape)
@@ -114,6 +145,12 @@ def matrices(batch: int, n: int) -> tuple[torch.Tensor, ...]:
     """Covariances of their own."""
     x = normal(batch, n, 2 * n)
     return (x @ x.mT / (2 * n) + 0.1 * torch.eye(n),)
+
+
+def pairs(batch: int, n: int) -> tuple[torch.Tensor, ...]:
+    """Two batches of covariances."""
+    both = matrices(2 * batch, n)[0]
+    return both[:batch].clone(), both[batch:].clone()
 
 
 def fixed(*shape: int) -> tuple[torch.Tensor, ...]:
@@ -166,6 +203,24 @@ CASES = {
         lambda x, t: plain_local_scores(x, 5, 21, t),
         lambda *shape: (normal(*shape), 1 + normal(shape[-1], seed=3)),
         ((64, 64, 30), (24, 24, 30)),
+    ),
+    **{
+        f"covariance_distance, {metric}": Case(
+            lambda a, b, metric=metric: mahal.covariance_distance(a, b, metric, squared=True),
+            lambda a, b, metric=metric: plain_distance(a, b, metric),
+            pairs,
+            ((20000, 8), (50, 8)),
+        )
+        for metric in ("affine_invariant", "logeuclid", "wasserstein")
+    },
+    "covariance_log": Case(mahal.covariance_log, plain_log, matrices, ((20000, 8), (50, 8))),
+    "structural_similarity": Case(
+        lambda x, y: mahal.structural_similarity(x, y, 11, data_range=1.0, channels="each").permute(
+            2, 0, 1
+        ),
+        lambda x, y: plain_similarity(x, y, 11),
+        lambda *shape: (normal(*shape), normal(*shape, seed=4)),
+        ((512, 512, 3), (32, 32, 3)),
     ),
 }
 NAMES = ("mahal", "torch")
