@@ -21,6 +21,13 @@ def pair(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Any, Any]:
     return first, 0.8 * first + 8.0 * rng.standard_normal(shape)
 
 
+@pytest.fixture(params=[name for name in mahal.testing.backends() if name != "cuda"])
+def everywhere(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Host arrays on the CPU kernels, and through the CUDA kernels where the emulator is."""
+    with mahal.testing.backend(request.param):
+        yield request.param
+
+
 def gradients(
     first: Any,
     second: Any,
@@ -68,6 +75,8 @@ SPEC = OpSpec(
     function=gradients,
     reference=reference.structural_similarity_backward,
     cases=cases,
+    layouts=("C", "F", "negative"),
+    emulated=True,
 )
 
 
@@ -77,6 +86,7 @@ def test_against_the_reference() -> None:
 
 @pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize("sigma", [None, 1.5])
+@pytest.mark.usefixtures("everywhere")
 def test_differences_over_several_tiles(border: str, sigma: float | None) -> None:
     rng = np.random.default_rng(1)
     first, second = pair((50, 139, 1), rng)
@@ -103,6 +113,7 @@ def test_differences_over_several_tiles(border: str, sigma: float | None) -> Non
 
 
 @pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.usefixtures("everywhere")
 def test_identical_images_are_a_maximum(border: str) -> None:
     first, _ = pair((20, 30, 2), np.random.default_rng(2))
     found = gradients(first, first.copy(), np.ones_like(first), border=border)
@@ -110,6 +121,7 @@ def test_identical_images_are_a_maximum(border: str) -> None:
     np.testing.assert_allclose(found, 0, rtol=0, atol=tolerance(float, condition=100.0) / 20)
 
 
+@pytest.mark.usefixtures("everywhere")
 def test_an_offset_costs_no_digits() -> None:
     """Variances are about the mean: the gradient by structure does not see a level."""
     rng = np.random.default_rng(3)
@@ -125,6 +137,7 @@ def test_an_offset_costs_no_digits() -> None:
 
 
 @pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.usefixtures("everywhere")
 def test_missing_values(border: str) -> None:
     rng = np.random.default_rng(4)
     first, second = pair((30, 90, 2), rng)
@@ -147,6 +160,7 @@ def test_missing_values(border: str) -> None:
     assert np.isfinite(gradients(first, second, grad, 5, border=border)).all()
 
 
+@pytest.mark.usefixtures("everywhere")
 def test_one_gradient_alone() -> None:
     first, second = pair((9, 12, 1), np.random.default_rng(5))
     both = gradients(first, second, np.ones_like(first))

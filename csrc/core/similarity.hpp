@@ -9,6 +9,7 @@
 #include "core/image_checks.hpp"
 #include "core/windows.hpp"
 #include "mahal/structural_similarity.hpp"
+#include "ops/structural_similarity_cuda.hpp"
 #include "ops/structural_similarity_kernel.hpp"
 
 namespace mahal {
@@ -125,6 +126,38 @@ StructuralSimilarityBlock<T> similarity_block(const SimilarityTables& t,
   block.ddof = params.ddof;
   block.channels = first.shape[2];
   return block;
+}
+
+// For the CUDA kernels, likewise.
+template <class T>
+StructuralSimilarityLaunch<T> similarity_launch(Scratch& scratch,
+                                                const StructuralSimilarityParams& params,
+                                                const TensorView& first, const TensorView& second) {
+  StructuralSimilarityLaunch<T> p;
+  const TensorView* const images[2] = {&first, &second};
+  for (int k = 0; k < 2; ++k) {
+    p.images[k] = static_cast<const T*>(images[k]->data);
+    p.row_strides[k] = images[k]->strides[0];
+    p.col_strides[k] = images[k]->strides[1];
+    p.channel_strides[k] = images[k]->strides[2];
+  }
+  p.rows = static_cast<int>(first.shape[0]);
+  p.cols = static_cast<int>(first.shape[1]);
+  p.channels = first.shape[2];
+  const bool edges = params.border == MapBorder::shift || params.border == MapBorder::valid;
+  p.edge = edges ? params.window / 2 : 0;
+  p.params = params;
+  p.weights = scratch.take<double>(params.window);
+  p.origins =
+      scratch.take<double>(origin_tiles(first.shape[0], first.shape[1]) * first.shape[2] * 2);
+  return p;
+}
+
+inline void check_kernel_window(const char* op, const StructuralSimilarityParams& params) {
+  if (params.window <= most_similarity_window) return;
+  throw_value_error(op, "window",
+                    "the CUDA kernels cover 1 to " + std::to_string(most_similarity_window),
+                    std::to_string(params.window));
 }
 
 }  // namespace mahal

@@ -40,49 +40,21 @@ Plan make_plan(Scratch& scratch, const StructuralSimilarityParams& params, const
   return p;
 }
 
-template <class T>
-std::size_t plan_kernels(Scratch& scratch, const StructuralSimilarityParams& params,
-                         const TensorView& image, StructuralSimilarityLaunch<T>& p) {
-  p.weights = scratch.take<double>(params.window);
-  p.origins =
-      scratch.take<double>(origin_tiles(image.shape[0], image.shape[1]) * image.shape[2] * 2);
-  return scratch.bytes();
-}
-
-// The same for both kinds of floats.
 std::size_t kernel_bytes(const StructuralSimilarityParams& params, const TensorView& image) {
   Scratch scratch;
-  StructuralSimilarityLaunch<float> p;
-  return plan_kernels(scratch, params, image, p);
+  similarity_launch<float>(scratch, params, image, image);  // the same for both kinds of floats
+  return scratch.bytes();
 }
 
 // The CUDA kernels, on the device or in the emulator.
 void launch(const StructuralSimilarityParams& params, const TensorView& first,
             const TensorView& second, const TensorView& score, const Workspace& workspace,
             Route route, std::uintptr_t stream) {
-  if (params.window > most_similarity_window) {
-    throw_value_error(op, "window",
-                      "the CUDA kernels cover 1 to " + std::to_string(most_similarity_window),
-                      std::to_string(params.window));
-  }
+  check_kernel_window(op, params);
   check_workspace(op, workspace, kernel_bytes(params, first));
   dispatch_float(first.dtype, [&]<class T>() {
-    StructuralSimilarityLaunch<T> p;
-    const TensorView* const images[2] = {&first, &second};
-    for (int k = 0; k < 2; ++k) {
-      p.images[k] = static_cast<const T*>(images[k]->data);
-      p.row_strides[k] = images[k]->strides[0];
-      p.col_strides[k] = images[k]->strides[1];
-      p.channel_strides[k] = images[k]->strides[2];
-    }
-    p.rows = static_cast<int>(first.shape[0]);
-    p.cols = static_cast<int>(first.shape[1]);
-    p.channels = first.shape[2];
-    const bool edges = params.border == MapBorder::shift || params.border == MapBorder::valid;
-    p.edge = edges ? params.window / 2 : 0;
-    p.params = params;
     Scratch scratch(workspace);
-    plan_kernels(scratch, params, first, p);
+    auto p = similarity_launch<T>(scratch, params, first, second);
     p.score = static_cast<T*>(score.data);
     if constexpr (built_with_cuda) {
       if (route == Route::cuda) cuda::structural_similarity(p, stream);

@@ -1,159 +1,19 @@
-// Structural similarity, in float64: a block has a tile of a channel, and sums over the rows of the
-// windows first and then over their columns, from nothing for every window.
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-
-#include "core/device_map.hpp"
-#include "core/device_matrix.hpp"
-#include "ops/structural_similarity_cuda.hpp"
+// Structural similarity of two images.
+#include "core/device_similarity.hpp"
 
 namespace mahal::MAHAL_CUDA_NAMESPACE {
 namespace {
 
-constexpr int tile_cols = 32;
-constexpr int most_tile_rows = 8;
-constexpr int block_threads = tile_cols * most_tile_rows;
-constexpr int pixel_threads = 64;  // of the kernels for single pixels
-constexpr int planes = 5;          // weighted sums of x, y, x^2, y^2 and x y
-
-template <class T>
-__device__ __forceinline__ double read_pixel(const StructuralSimilarityLaunch<T>& p, int image,
-                                             std::int64_t row, std::int64_t col,
-                                             std::int64_t channel) {
-  return static_cast<double>(
-      p.images[image][row * p.row_strides[image] + col * p.col_strides[image] +
-                      channel * p.channel_strides[image]]);
-}
-
-// Of the rows and columns of a window, by one block.
-template <class T>
-__global__ void __launch_bounds__(pixel_threads) fill_weights(StructuralSimilarityLaunch<T> p) {
-  const int half = p.params.window / 2;
-  const auto weight = [&](int t) {
-    const double z = p.params.sigma > 0 ? (t - half) / p.params.sigma : 0;
-    return std::exp(-0.5 * z * z);
-  };
-  double total = 0;
-  for (int t = static_cast<int>(threadIdx.x); t < p.params.window; t += pixel_threads) {
-    total += weight(t);
-  }
-  total = block_reduce(total, simt::dynamic_shared<double>());
-  for (int t = static_cast<int>(threadIdx.x); t < p.params.window; t += pixel_threads) {
-    p.weights[t] = weight(t) / total;
-  }
-}
-
-// A thread has a channel of one image in a tile.
-template <class T>
-__global__ void __launch_bounds__(pixel_threads) find_origins(StructuralSimilarityLaunch<T> p) {
-  constexpr int grid = 3;
-  const int across = (p.cols - 1) / origin_cols + 1;
-  const std::int64_t tiles = std::int64_t{(p.rows - 1) / origin_rows + 1} * across;
-  const std::int64_t all = tiles * p.channels * 2;
-  for (std::int64_t at = std::int64_t{blockIdx.x} * pixel_threads + threadIdx.x; at < all;
-       at += std::int64_t{gridDim.x} * pixel_threads) {
-    const std::int64_t tile = at / 2 / p.channels;
-    const auto read = [&](int row, int col, double& x) {
-      x = read_pixel(p, static_cast<int>(at % 2), row, col, at / 2 % p.channels);
-      return is_finite(x);
-    };
-    p.origins[at] =
-        tile_median<grid>(static_cast<int>(tile / across) * origin_rows,
-                          static_cast<int>(tile % across) * origin_cols, p.rows, p.cols, read);
-  }
-}
-
-// Sum and number of the weights that lie inside an axis, for a position on it.
-struct Inside {
-  double sum, count;
-};
-__device__ __forceinline__ Inside weights_inside(const double* weights, int window, int position,
-                                                 int n, bool clipped) {
-  const int first = position - window / 2;
-  if (!clipped || (first >= 0 && first + window <= n)) return {1, static_cast<double>(window)};
-  Inside inside{0, 0};
-  for (int t = 0; t < window; ++t) {
-    if (first + t < 0 || first + t >= n) continue;
-    inside.sum += weights[t];
-    inside.count += 1;
-  }
-  return inside;
-}
-
 template <class T>
 __global__ void __launch_bounds__(block_threads) compare_windows(StructuralSimilarityLaunch<T> p) {
-  const int window = p.params.window, half = window / 2;
-  const int width = tile_cols + window - 1;
-  const bool clipped = p.params.border == MapBorder::clip;
-  const int thread = static_cast<int>(threadIdx.x);
-  double* weights = simt::dynamic_shared<double>();
-  double* sums = weights + window;  // planes x tile_rows x width
-  const int plane = p.tile_rows * width;
-  for (int t = thread; t < window; t += block_threads) weights[t] = p.weights[t];
-  const int rows = p.rows - 2 * p.edge, cols = p.cols - 2 * p.edge;
-  const int across = (cols - 1) / tile_cols + 1, down = (rows - 1) / p.tile_rows + 1;
-  const std::int64_t tiles = std::int64_t{across} * down * p.channels;
-  for (std::int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const std::int64_t channel = tile % p.channels;
-    const int col0 = p.edge + static_cast<int>(tile / p.channels % across) * tile_cols;
-    const int row0 = p.edge + static_cast<int>(tile / p.channels / across) * p.tile_rows;
-    const std::int64_t origin_tile =
-        std::int64_t{row0 / origin_rows} * ((p.cols - 1) / origin_cols + 1) + col0 / origin_cols;
-    const double* origin = p.origins + (origin_tile * p.channels + channel) * 2;
-    const double first_origin = origin[0], second_origin = origin[1];
-    __syncthreads();
-    for (int e = thread; e < plane; e += block_threads) {
-      const int col = sample_at(col0 - half + e % width, p.cols, clipped);
-      const int top = row0 + e / width - half;
-      double sum[planes] = {};
-      // Columns and rows of the last tiles may lie behind all windows.
-      const bool reached = col >= 0 && row0 + e / width < p.rows - p.edge;
-      for (int t = halo_error; reached && t < window; ++t) {
-        const int row = sample_at(top + t, p.rows, clipped);
-        if (row < 0) continue;
-        const double first = read_pixel(p, 0, row, col, channel);
-        const double second = read_pixel(p, 1, row, col, channel);
-        // What is not finite becomes NaN.
-        const double x = first - first_origin + (first - first);
-        const double y = second - second_origin + (second - second);
-        const double gx = weights[t] * x, gy = weights[t] * y;
-        sum[0] += gx;
-        sum[1] += gy;
-        sum[2] += gx * x;
-        sum[3] += gy * y;
-        sum[4] += gx * y;
-      }
-  MAHAL_UNROLL
-      for (int k = 0; k < planes; ++k) sums[k * plane + e] = sum[k];
-    }
-    map_barrier();
-    const int r = thread / tile_cols, c = thread % tile_cols;
-    const int row = row0 + r, col = col0 + c;
-    if (r >= p.tile_rows || row >= p.rows - p.edge || col >= p.cols - p.edge) continue;
-    double sum[planes] = {};
-    for (int t = 0; t < window; ++t) {
-      MAHAL_UNROLL
-      for (int k = 0; k < planes; ++k) {
-        sum[k] += weights[t] * sums[k * plane + r * width + c + t];
-      }
-    }
-    const Inside in_row = weights_inside(weights, window, row, p.rows, clipped);
-    const Inside in_col = weights_inside(weights, window, col, p.cols, clipped);
-    const double total = 1 / (in_row.sum * in_col.sum);
-    const double n = in_row.count * in_col.count;
-    const double norm = n / (n - p.params.ddof);
-    const double x = sum[0] * total, y = sum[1] * total;
-    const double xx = (sum[2] * total - x * x) * norm;
-    const double yy = (sum[3] * total - y * y) * norm;
-    const double xy = (sum[4] * total - x * y) * norm;
-    const double mx = x + first_origin, my = y + second_origin;
-    const double k1 = p.params.k1 * p.params.data_range, k2 = p.params.k2 * p.params.data_range;
-    const double c1 = k1 * k1, c2 = k2 * k2;
+  const double k1 = p.params.k1 * p.params.data_range, k2 = p.params.k2 * p.params.data_range;
+  const double c1 = k1 * k1, c2 = k2 * k2;
+  each_window(p, [&](int row, int col, std::int64_t channel, const WindowStatistics& s) {
+    const double mx = s.x + s.first_origin, my = s.y + s.second_origin;
     const double score =
-        (2 * mx * my + c1) * (2 * xy + c2) / ((mx * mx + my * my + c1) * (xx + yy + c2));
+        (2 * mx * my + c1) * (2 * s.xy + c2) / ((mx * mx + my * my + c1) * (s.xx + s.yy + c2));
     p.score[(std::int64_t{row} * p.cols + col) * p.channels + channel] = static_cast<T>(score);
-  }
+  });
 }
 
 // Pixels without a window of their own take what the nearest one with a window has, or NaN.
@@ -175,30 +35,12 @@ __global__ void __launch_bounds__(pixel_threads) fill_map_edges(StructuralSimila
 template <class T>
 void launch_any(StructuralSimilarityLaunch<T> p, std::uintptr_t stream) {
   constexpr const char* op = "structural_similarity";
-  const dim3 threads(pixel_threads);
-  const auto blocks_for = [](std::int64_t items) {
-    return dim3(static_cast<unsigned>(
-        std::min<std::int64_t>((items - 1) / pixel_threads + 1, std::int64_t{1} << 20)));
-  };
-  const std::int64_t width = tile_cols + p.params.window - 1;
-  const auto bytes = [&] {
-    return sizeof(double) *
-           static_cast<std::size_t>(p.params.window + planes * p.tile_rows * width);
-  };
-  for (p.tile_rows = most_tile_rows; p.tile_rows > 1; p.tile_rows /= 2) {
-    if (bytes() <= simt::plain_shared_bytes) break;
-  }
-  const std::int64_t rows = p.rows - 2 * p.edge, cols = p.cols - 2 * p.edge;
-  const std::int64_t tiles =
-      ((cols - 1) / tile_cols + 1) * ((rows - 1) / p.tile_rows + 1) * p.channels;
-  simt::launch(op, fill_weights<T>, dim3(1), threads, warp_lanes * sizeof(double), stream, p);
-  simt::launch(op, find_origins<T>, blocks_for(origin_tiles(p.rows, p.cols) * p.channels * 2),
-               threads, 0, stream, p);
-  constexpr std::int64_t most_blocks = 0x7FFFFFFF;
-  simt::launch(op, compare_windows<T>, dim3(static_cast<unsigned>(std::min(tiles, most_blocks))), dim3(block_threads), bytes(), stream, p);
+  launch_tables(op, p, stream);
+  simt::launch(op, compare_windows<T>, tile_blocks(p, p.rows - 2 * p.edge, p.cols - 2 * p.edge),
+               dim3(block_threads), window_bytes(p, planes), stream, p);
   if (p.edge > 0) {
-    simt::launch(op, fill_map_edges<T>,
-                 blocks_for(std::int64_t{p.rows} * p.cols * p.channels), threads, 0, stream, p);
+    simt::launch(op, fill_map_edges<T>, blocks_for(std::int64_t{p.rows} * p.cols * p.channels),
+                 dim3(pixel_threads), 0, stream, p);
   }
 }
 

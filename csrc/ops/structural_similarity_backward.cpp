@@ -5,6 +5,7 @@
 #include "core/dispatch.hpp"
 #include "core/similarity.hpp"
 #include "core/threads.hpp"
+#include "ops/structural_similarity_backward_cuda.hpp"
 #include "ops/structural_similarity_backward_kernel.hpp"
 
 namespace mahal {
@@ -65,12 +66,52 @@ void check_gradient(const char* argument, const TensorView& view, const TensorVi
   check_output(op, argument, view, image.dtype, {image.shape[0], image.shape[1], image.shape[2]});
 }
 
+template <class T>
+StructuralSimilarityBackwardLaunch<T> plan_kernels(Scratch& scratch,
+                                                   const StructuralSimilarityParams& params,
+                                                   const TensorView& first,
+                                                   const TensorView& second) {
+  StructuralSimilarityBackwardLaunch<T> p;
+  p.images = similarity_launch<T>(scratch, params, first, second);
+  p.derivatives = scratch.take<double>(similarity_factors * element_count(first));
+  return p;
+}
+
+std::size_t kernel_bytes(const StructuralSimilarityParams& params, const TensorView& image) {
+  Scratch scratch;
+  plan_kernels<float>(scratch, params, image, image);  // the same for both kinds of floats
+  return scratch.bytes();
+}
+
+// The CUDA kernels, on the device or in the emulator.
+void launch(const StructuralSimilarityParams& params, const TensorView& first,
+            const TensorView& second, const TensorView& grad, const TensorView& grad_first,
+            const TensorView& grad_second, const Workspace& workspace, Route route,
+            std::uintptr_t stream) {
+  check_kernel_window(op, params);
+  check_workspace(op, workspace, kernel_bytes(params, first));
+  dispatch_float(first.dtype, [&]<class T>() {
+    Scratch scratch(workspace);
+    auto p = plan_kernels<T>(scratch, params, first, second);
+    p.grad = static_cast<const T*>(grad.data);
+    p.gradients[0] = static_cast<T*>(grad_first.data);
+    p.gradients[1] = static_cast<T*>(grad_second.data);
+    if constexpr (built_with_cuda) {
+      if (route == Route::cuda) cuda::structural_similarity_backward(p, stream);
+    }
+    if constexpr (built_with_emulator) {
+      if (route == Route::emulator) emulator::structural_similarity_backward(p, stream);
+    }
+  });
+}
+
 }  // namespace
 
 std::size_t structural_similarity_backward_workspace(const StructuralSimilarityParams& params,
                                                      const TensorView& first,
                                                      const TensorView& second, int threads) {
   check_similarity(op, params, first, second);
+  if (uses_kernels(first.device)) return kernel_bytes(params, first);
   Scratch scratch;
   make_plan(scratch, params, first, resolve_threads(op, threads));
   return scratch.bytes();
@@ -93,7 +134,12 @@ void structural_similarity_backward(const StructuralSimilarityParams& params,
   }
   if (is_given(grad_first)) check_gradient("grad_first", grad_first, first);
   if (is_given(grad_second)) check_gradient("grad_second", grad_second, first);
-  select_route(op, execution, first.device, false);
+  const Route route = select_route(op, execution, first.device, true);
+  if (route != Route::cpu) {
+    launch(params, first, second, grad, grad_first, grad_second, workspace, route,
+           execution.stream);
+    return;
+  }
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace,
                   structural_similarity_backward_workspace(params, first, second, threads));
