@@ -71,7 +71,7 @@ def made(folder):
 
 def test_global_rx_end_to_end(folder, capsys, simulated):
     path = save_mat(folder / "in" / "s.mat", simulated)
-    rows, out = accepted(capsys, "detect", path, "-o", "out")
+    rows, out = accepted(capsys, "detect", path, "--detector", "rx", "-o", "out")
     assert made(folder / "out") == [
         "s_detections.png",
         "s_roc.png",
@@ -223,7 +223,27 @@ def test_demo_needs_no_data(folder, capsys):
     ]
     assert float(rows["AUC(D,F)"]) > 0.9
     found, targets = map(int, re.match(r"(\d+) of (\d+)", rows["targets"]).groups())
-    assert 0.7 * targets < found <= targets
+    assert 0.5 * targets < found <= targets
+
+
+def test_no_detector_named(folder, capsys, simulated):
+    path = save_mat(folder / "in" / "s.mat", simulated)
+    rows, _ = accepted(capsys, "detect", path, "--false-alarm-rate", 0.02)
+    scores = mahal.fused_rx(simulated.image.astype(float))
+    np.testing.assert_array_equal(scenes.read_map(folder / "s_scores.mat"), scores)
+    threshold = significance.score_tail(scores).threshold(0.02)
+    summary = json.loads((folder / "s_summary.json").read_text())
+    assert (summary["threshold"], summary["threshold_rule"]) == (threshold, "tail of the scores")
+    assert summary["detections"] == (scores >= threshold).sum()
+    assert rows["detector"] == "fused rx"
+    # What only RX has asks for RX.
+    for options in (["--window", 3, 7], ["--estimator", "tyler"], ["--uncentred"]):
+        rows, _ = accepted(capsys, "detect", path, *options)
+        assert "RX" in rows["detector"]
+    refused(
+        capsys, folder, "--window: not for fused_rx",
+        "detect", path, "--detector", "fused_rx", "--window", 3, 7,
+    )  # fmt: skip
 
 
 def test_truth_without_targets_gives_no_roc(folder, capsys, simulated):
@@ -414,7 +434,7 @@ def test_too_few_samples_for_the_bands(folder, capsys):
         (["detect", "--demo", "--threads", "0"], "must be an integer of at least 1, got 0"),
         (["detect", "--demo", "--threads", "-2"], "must be an integer of at least 1, got -2"),
         (["detect", "--demo", "--border", "wrap"], "invalid choice: 'wrap'"),
-        (["detect", "--demo", "--detector", "nope"], "invalid choice: 'nope'"),
+        (["detect", "--demo", "--detector", "nope"], "no 'nope', has rx, fused_rx"),
         (["detect", "--demo", "--no-such"], "--no-such"),
         (["evaluate", "a.npy"], "the following arguments are required: TRUTH"),
     ],
@@ -443,7 +463,7 @@ def test_interrupt_leaves_nothing(folder, capsys, simulated, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mahal, "rx", interrupt)
+    monkeypatch.setattr(mahal, "fused_rx", interrupt)
     before = sorted(folder.rglob("*"))
     code, out, err = run(capsys, "detect", "in/s.npy")
     assert (code, out, err) == (130, "", "mahal: interrupted, nothing was written\n")
@@ -453,7 +473,7 @@ def test_interrupt_leaves_nothing(folder, capsys, simulated, monkeypatch):
 def test_missing_library_is_reported_before_the_work(folder, capsys, simulated, monkeypatch):
     np.save("in/s.npy", simulated.image)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(mahal, "rx", None)
+    monkeypatch.setattr(mahal, "fused_rx", None)
     refused(capsys, folder, "pip install mahal[cli]", "detect", "in/s.npy")
 
 

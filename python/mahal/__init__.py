@@ -12,6 +12,7 @@ from mahal.ops.change_map import change_map
 from mahal.ops.cholesky import cholesky
 from mahal.ops.covariance_distance import covariance_distance
 from mahal.ops.covariance_log import covariance_log
+from mahal.ops.fused_rx import fused_rx
 from mahal.ops.grf import (
     grf_fit,
     grf_kl,
@@ -33,7 +34,7 @@ from mahal.ops.whiten import whiten
 __version__: str = _core.build_info()["version"]
 
 # Imported on first use, so that `import mahal` stays quick.
-_LAZY = ("metrics", "nn", "pictures", "scenes", "significance", "testing")
+_LAZY = ("metrics", "models", "nn", "pictures", "scenes", "significance", "testing")
 
 __all__ = [
     "ConvergenceWarning",
@@ -46,6 +47,7 @@ __all__ = [
     "cholesky",
     "covariance_distance",
     "covariance_log",
+    "fused_rx",
     "grf_fit",
     "grf_kl",
     "grf_log_likelihood",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +26,8 @@ class Law(NamedTuple):
     estimators: tuple[str, ...] = ("scm",)
 
 
-class Detector(NamedTuple):
+@dataclass(frozen=True)
+class Detector:
     """A detector as the command line offers it."""
 
     name: str
@@ -35,9 +38,14 @@ class Detector(NamedTuple):
     law: Law | None = None
     scale: Literal["log", "linear"] = "log"
     sign: float = 1.0
+    continued: bool = False
+    fixed: tuple[str, ...] = ()
+    learned = False
 
     def takes(self, option: str) -> bool:
-        """Whether the function behind it has this parameter."""
+        """Whether the function behind it has this parameter, and it is not fixed here."""
+        if option in self.fixed:
+            return False
         parameters = inspect.signature(getattr(mahal, self.function)).parameters
         return option in parameters or any(
             item.kind is item.VAR_KEYWORD for item in parameters.values()
@@ -60,6 +68,10 @@ class Detector(NamedTuple):
                 scores, status = np.where(mask, scores, np.nan), np.where(mask, status, 4)
         return self.sign * scores, status.astype(np.uint8, copy=False)
 
+    def tail(self, scores: Array) -> significance.ScoreTail | None:
+        """What stands for a law where there is none: the tail of the scores of a scene."""
+        return significance.score_tail(scores) if self.continued else None
+
     def has_law(self, estimator: str, inside: bool) -> bool:
         """Whether a false-alarm rate gives the threshold.
 
@@ -68,6 +80,62 @@ class Detector(NamedTuple):
         if self.law is None or (inside and estimator != "scm"):
             return False
         return estimator in self.law.estimators
+
+
+@dataclass(frozen=True)
+class Learner(Detector):
+    """A model: trained on the scene that it scores, or read from a file."""
+
+    model: Any = field(default=None, compare=False)
+    learned = True
+
+    @classmethod
+    def of(cls, name: str, class_name: str, summary: str) -> Learner:
+        """A model that is yet to be trained."""
+        return cls(name, summary, class_name, False, {}, continued=True)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Learner:
+        """A model from a file."""
+        model = _models().load(path)
+        known = {d.function: d for d in DETECTORS.values() if isinstance(d, Learner)}
+        found = known[type(model).__name__]
+        return replace(found, model=model)
+
+    def create(self, **params: Any) -> Any:
+        """The model with these parameters, not fitted."""
+        return getattr(_models(), self.function)(**params)
+
+    def takes(self, option: str) -> bool:
+        """Models have a mask and parameters of their own."""
+        return option == "mask"
+
+    def tail(self, scores: Array) -> significance.ScoreTail | None:
+        """That of the scene of the training, where the model comes from a file."""
+        if self.model is None:
+            return significance.score_tail(scores)
+        tail: significance.ScoreTail = self.model.calibration_
+        return tail
+
+    def score(
+        self, image: Array, target: Array | None, **options: Any
+    ) -> tuple[Array, npt.NDArray[np.uint8]]:
+        """Train, unless that is done, and score."""
+        mask, progress = options.get("mask"), options.get("progress") is not None
+        model = self.model
+        if model is None:
+            model = self.create().fit(image, mask=mask, progress=progress)
+        scores = model.score(image, mask=mask)
+        status = np.where(np.isnan(scores), 3, 0).astype(np.uint8)
+        if mask is not None:
+            status[~mask] = 4
+        return scores, status
+
+
+def _models() -> Any:
+    import mahal.models
+
+    return mahal.models
 
 
 def _filter_threshold(rate: Any, bands: int, samples: Any, **law: Any) -> Any:
@@ -90,7 +158,7 @@ _SIGNED = Law(
     ("scm", "tyler"),
 )
 
-DETECTORS = {
+DETECTORS: dict[str, Detector] = {
     detector.name: detector
     for detector in (
         Detector(
@@ -100,6 +168,15 @@ DETECTORS = {
             False,
             {},
             Law(significance.rx_threshold, significance.rx_pvalue),
+        ),
+        Detector(
+            "fused_rx",
+            "geometric mean of global RX and of local RX on leading components; the default",
+            "fused_rx",
+            False,
+            {},
+            continued=True,
+            fixed=("window",),
         ),
         Detector(
             "ace",
@@ -145,6 +222,16 @@ DETECTORS = {
             None,
             "linear",
             -1.0,
+        ),
+        Learner.of(
+            "spectral_autoencoder",
+            "SpectralAutoencoder",
+            "what an autoencoder of single spectra cannot rebuild",
+        ),
+        Learner.of(
+            "spectral_vae",
+            "SpectralVAE",
+            "the same with a variational autoencoder",
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""The ``mahal`` command: detect in a scene, compare detectors, map changes, evaluate scores."""
+"""The ``mahal`` command: detect, train, compare, map changes, evaluate scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 import mahal
 from mahal import metrics, pictures, scenes, significance
-from mahal._detectors import DETECTORS, Detector
+from mahal._detectors import DETECTORS, Detector, Learner
 from mahal.ops._estimators import ESTIMATORS
 from mahal.ops.covariance_distance import METRICS
 from mahal.scenes import Scene
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
         args.run(args)
-    except (ValueError, OSError, ImportError, MemoryError) as error:
+    except (ArithmeticError, ValueError, OSError, ImportError, MemoryError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"mahal: error: {text}", file=sys.stderr)
         return 2
@@ -103,11 +103,12 @@ def _parser() -> _Parser:
     _scene_options(detect)
     detect.add_argument(
         "--detector",
-        choices=list(DETECTORS),
-        default="rx",
+        type=_detector_name,
         metavar="NAME",
-        help="one that `mahal detectors` lists; default: rx",
+        help="one that `mahal detectors` lists; default: fused_rx, or rx where a window, an "
+        "estimator, a background or complex values ask for it",
     )
+    detect.add_argument("--model", metavar="FILE", help="score with a model that `train` wrote")
     detect.add_argument("--estimator", choices=ESTIMATORS, default="scm", help=ESTIMATOR_HELP)
     _score_options(detect)
     detect.add_argument("--background", metavar="SCENE2", help="take the statistics from here")
@@ -197,6 +198,36 @@ def _parser() -> _Parser:
     change.add_argument("-o", "--output", metavar="OUT", help=OUTPUT_RULE)
     change.set_defaults(run=_change)
 
+    train = commands.add_parser(
+        "train",
+        help="train a model on a scene",
+        description="Trains a model on the pixels of a scene and writes it into one file, for "
+        "`mahal detect --model FILE`.",
+    )
+    learned = [name for name, detector in DETECTORS.items() if detector.learned]
+    train.add_argument("model", metavar="MODEL", type=_detector_name, help=", ".join(learned))
+    train.add_argument("scene", metavar="SCENE", help=f"one of {scenes.KINDS}")
+    _scene_options(train)
+    train.add_argument(
+        "--set",
+        dest="params",
+        type=_param,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="parameter of the model, as epochs=5; may be given several times",
+    )
+    train.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    train.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="keep the state of every epoch here; a run that was interrupted goes on from it",
+    )
+    train.add_argument(
+        "-o", "--output", metavar="FILE", help="default: SCENE_MODEL.safetensors in this folder"
+    )
+    train.set_defaults(run=_train)
+
     listing = commands.add_parser("detectors", help="the detectors, one line each")
     listing.set_defaults(run=_list_detectors)
 
@@ -274,9 +305,27 @@ def _score_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _detector_name(text: str) -> str:
+    name = text.replace("-", "_")
+    if name not in DETECTORS:
+        raise argparse.ArgumentTypeError(f"no {text!r}, has {', '.join(DETECTORS)}")
+    return name
+
+
+def _param(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text}")
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return name, value
+    return name, tuple(found) if isinstance(found, list) else found
+
+
 def _names(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
     def parse(text: str) -> tuple[str, ...]:
-        names = tuple(text.split(","))
+        names = tuple(text.replace("-", "_").split(","))
         for name in names:
             if name not in allowed:
                 raise argparse.ArgumentTypeError(f"no {name!r}, has {', '.join(allowed)}")
@@ -341,19 +390,25 @@ def _detect(args: argparse.Namespace) -> None:
     window = args.window
     if window is not None and args.background is not None:
         raise _UsageError("detect: --window and --background exclude each other")
-    detector = DETECTORS[args.detector]
-    _check_options("detect", detector, args)
-    law = _has_law(args)
-    if args.false_discovery_rate is not None and not law:
-        raise _UsageError(
-            f"detect: --false-discovery-rate: needs the law of the scores, and {detector.name} "
-            f"with {args.estimator} has none"
-        )
+    if args.model is not None and args.detector is not None:
+        raise _UsageError("detect: --model and --detector exclude each other")
+    if args.model is not None:
+        detector: Detector = Learner.read(args.model)
     name = DEMO if args.demo else Path(args.scene).stem
     prefix = _prefix(args.output, name)
     for module in ("scipy.special", "matplotlib.figure"):
         scenes.extra(module)
     scene = _scene(args)
+    if args.model is None:
+        detector = DETECTORS[args.detector or _default_detector(args, scene)]
+    args.detector = detector.name
+    _check_options("detect", detector, args)
+    law = _has_law(args)
+    if args.false_discovery_rate is not None and not law and not detector.continued:
+        raise _UsageError(
+            f"detect: --false-discovery-rate: needs the law of the scores, and {detector.name} "
+            f"with {args.estimator} has none"
+        )
     target = _target("detect", args, detector, scene)
     background = None if args.background is None else _background(args, scene)
     score_files = scenes.score_paths(f"{prefix}_scores", scene)
@@ -365,6 +420,8 @@ def _detect(args: argparse.Namespace) -> None:
         samples, inside = _samples(scene, window, args.border, background)
         if law:
             threshold, detected = _decide(args, detector, scene, scores, samples, inside)
+        elif detector.continued:
+            threshold, detected = _decide_by_tail(args, detector, scores)
         else:
             threshold = _empirical(scores, _alarm_rate(args))
             detected = scores >= threshold
@@ -420,7 +477,11 @@ def _detect(args: argparse.Namespace) -> None:
             "pixels_not_converged": int((status == NOT_CONVERGED).sum()),
             "false_alarm_rate": None if args.false_discovery_rate else _alarm_rate(args),
             "false_discovery_rate": args.false_discovery_rate,
-            "threshold_rule": "law of the scores" if law else "share of the pixels",
+            "threshold_rule": "law of the scores"
+            if law
+            else "tail of the scores"
+            if detector.continued
+            else "share of the pixels",
             "threshold": _range(threshold, scored),
             "detections": int(detected.sum()),
             "targets": None if scene.truth is None else int(scene.truth.sum()),
@@ -431,6 +492,19 @@ def _detect(args: argparse.Namespace) -> None:
         _write_json(files[-1], summary)
     _print(_detect_rows(scene, summary, method, _rule(args)))
     _print([("written", str(prefix.parent / file.name)) for file in files])
+
+
+def _default_detector(args: argparse.Namespace, scene: Scene) -> str:
+    """Global and local RX together, unless an option asks for one of them."""
+    asked = (
+        args.window is not None
+        or args.background is not None
+        or args.estimator != "scm"
+        or args.uncentred
+        or args.target is not None
+        or scene.image.dtype.kind == "c"
+    )
+    return "rx" if asked else "fused_rx"
 
 
 def _alarm_rate(args: argparse.Namespace) -> float:
@@ -445,7 +519,7 @@ def _has_law(args: argparse.Namespace) -> bool:
 def _rule(args: argparse.Namespace) -> str:
     if args.false_discovery_rate is not None:
         return f"false-discovery rate {args.false_discovery_rate:g}"
-    if not _has_law(args):
+    if not _has_law(args) and not DETECTORS[args.detector].continued:
         return f"share of pixels {_alarm_rate(args):g}"
     return f"false-alarm rate {_alarm_rate(args):g}"
 
@@ -490,7 +564,8 @@ def _decide(
     inside: bool,
 ) -> tuple[Array, Array]:
     """Threshold by the law of the scores, one or a map, and what reaches it."""
-    assert detector.law is not None
+    law = detector.law
+    assert law is not None
     bands = scene.image.shape[2]
     options = {
         "background": "global" if inside else "local",
@@ -499,13 +574,36 @@ def _decide(
     }
     if args.estimator != "scm":
         options["estimator"] = args.estimator
+    return _decided(
+        args,
+        scores,
+        lambda rate: law.threshold(rate, bands, samples, **options),
+        lambda: law.pvalue(scores, bands, samples, **options),
+    )
+
+
+def _decide_by_tail(
+    args: argparse.Namespace, detector: Detector, scores: Array
+) -> tuple[Array, Array]:
+    """The same by the tail of the scores."""
+    tail = detector.tail(scores)
+    assert tail is not None
+    return _decided(args, scores, tail.threshold, lambda: tail.pvalue(scores))
+
+
+def _decided(
+    args: argparse.Namespace,
+    scores: Array,
+    threshold_of: Callable[[float], Any],
+    pvalues: Callable[[], Any],
+) -> tuple[Array, Array]:
+    """Threshold for the false-alarm or false-discovery rate, and what reaches it."""
     rate = _alarm_rate(args)
     found = None
     if args.false_discovery_rate is not None:
-        pvalues = detector.law.pvalue(scores, bands, samples, **options)
-        found = significance.false_discovery(pvalues, args.false_discovery_rate)
+        found = significance.false_discovery(pvalues(), args.false_discovery_rate)
         rate = float(np.clip(found.threshold, SMALLEST, 1.0 - np.finfo(float).eps))
-    threshold = np.asarray(detector.law.threshold(rate, bands, samples, **options))
+    threshold = np.asarray(threshold_of(rate))
     if found is None:
         return threshold, np.asarray(scores >= threshold)
     # The score at the threshold itself is detected, whatever rounding says.
@@ -802,7 +900,11 @@ def _area_rows(areas: Mapping[str, float]) -> Rows:
 def _compare(args: argparse.Namespace) -> None:
     names = args.detectors
     if names is None:
-        names = [n for n, d in DETECTORS.items() if args.target is not None or not d.needs_target]
+        names = [
+            name
+            for name, detector in DETECTORS.items()
+            if not detector.learned and (args.target is not None or not detector.needs_target)
+        ]
     prefix = _prefix(args.output, Path(args.scene).stem)
     for module in ("scipy.special", "matplotlib.figure"):
         scenes.extra(module)
@@ -1001,12 +1103,43 @@ def _in_domain(image: Array, domain: str) -> Array:
     return logarithm
 
 
+def _train(args: argparse.Namespace) -> None:
+    detector = DETECTORS[args.model]
+    if not isinstance(detector, Learner):
+        raise _UsageError(f"train: MODEL: {detector.name} has nothing to learn")
+    params = dict(args.params)
+    if args.seed is not None:
+        params["seed"] = args.seed
+    try:
+        model = detector.create(**params)
+    except TypeError as error:
+        raise _UsageError(f"train: --set: {error}") from None
+    path = Path(args.output or f"{Path(args.scene).stem}_{detector.name}.safetensors")
+    _writable(path)
+    scene = scenes.read(args.scene, **{option: getattr(args, option) for option in SCENE_OPTIONS})
+    begin = time.perf_counter()
+    model.fit(
+        scene.image, mask=scene.mask, progress=sys.stderr.isatty(), checkpoint=args.checkpoint
+    )
+    seconds = time.perf_counter() - begin
+    model.save(path)
+    _print(
+        [
+            *_scene_rows("scene", scene),
+            ("model", repr(model)),
+            ("time", f"{seconds:.3g} s"),
+            ("written", str(path)),
+        ]
+    )
+
+
 def _list_detectors(args: argparse.Namespace) -> None:
     rows = []
     for name, detector in DETECTORS.items():
         notes = ["needs a target"] if detector.needs_target else []
         notes += ["takes a window"] if detector.takes("window") else []
         notes += ["takes an estimator"] if detector.takes("estimator") else []
+        notes += ["learns"] if detector.learned else []
         notes += ["exact thresholds"] if detector.law else []
         rows.append((name, f"{detector.summary} ({', '.join(notes) or 'no threshold law'})"))
     _print(rows)

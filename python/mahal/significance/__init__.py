@@ -51,7 +51,7 @@ J. D. Mallett and L. E. Brennan, IEEE Trans. AES 10(6) (1974); E. J. Kelly, IEEE
 estimated mean and the global background of the matched detectors follow from the same argument.
 The laws are exact for every single pixel; pixels that share samples are dependent. Real scenes have
 heavier tails than the model, so the share of background pixels above a threshold can exceed the
-rate asked for.
+rate asked for. Scores without a law have `score_tail`, which continues those of a scene.
 """
 
 from mahal.significance._discovery import FalseDiscovery, false_discovery
@@ -70,10 +70,12 @@ from mahal.significance._matched import (
     kelly_threshold,
 )
 from mahal.significance._rx import rx_pvalue, rx_threshold
+from mahal.significance._tail import ScoreTail, score_tail
 from mahal.significance._windows import window_samples
 
 __all__ = [
     "FalseDiscovery",
+    "ScoreTail",
     "ace_pvalue",
     "ace_threshold",
     "amf_pvalue",
@@ -87,5 +89,6 @@ __all__ = [
     "kelly_threshold",
     "rx_pvalue",
     "rx_threshold",
+    "score_tail",
     "window_samples",
 ]

@@ -1,0 +1,23 @@
+"""Complete systems: models that learn what is normal in images, with one protocol for all.
+
+`AnomalyDetector` is the protocol: ``fit``, ``score``, ``predict`` at a false-alarm rate, ``save``
+and `load`. Needs ``pip install mahal[models]``.
+"""
+
+try:
+    from mahal.models._detector import AnomalyDetector, ModelError, TrainingError, load
+    from mahal.models.spectral import CollapseWarning, SpectralAutoencoder, SpectralVAE
+except ImportError as error:
+    raise ImportError(
+        f"{error.name} is needed here and cannot be imported ({error}): pip install mahal[models]"
+    ) from error
+
+__all__ = [
+    "AnomalyDetector",
+    "CollapseWarning",
+    "ModelError",
+    "SpectralAutoencoder",
+    "SpectralVAE",
+    "TrainingError",
+    "load",
+]
