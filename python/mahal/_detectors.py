@@ -224,6 +224,11 @@ DETECTORS: dict[str, Detector] = {
             -1.0,
         ),
         Learner.of(
+            "mtgan",
+            "MTGAN",
+            "adversarial autoencoder of a background that multi-scale covariance maps single out",
+        ),
+        Learner.of(
             "spectral_autoencoder",
             "SpectralAutoencoder",
             "what an autoencoder of single spectra cannot rebuild",

@@ -6,6 +6,7 @@ and `load`. Needs ``pip install mahal[models]``.
 
 try:
     from mahal.models._detector import AnomalyDetector, ModelError, TrainingError, load
+    from mahal.models.mtgan import MTGAN
     from mahal.models.spectral import CollapseWarning, SpectralAutoencoder, SpectralVAE
 except ImportError as error:
     raise ImportError(
@@ -13,6 +14,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "MTGAN",
     "AnomalyDetector",
     "CollapseWarning",
     "ModelError",

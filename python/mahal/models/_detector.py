@@ -413,7 +413,7 @@ class Pixels:
                 )
         self.op = op
         self.values: npt.NDArray[np.float32] = np.ascontiguousarray(values, dtype=np.float32)
-        self.used = np.isfinite(self.values).all(axis=2)
+        self.used: npt.NDArray[np.bool_] = np.asarray(np.isfinite(self.values).all(axis=2))
         lost = int((~self.used).sum())
         if mask is not None:
             given = np.asarray(mask.cpu() if library_of(mask) == "torch" else mask)

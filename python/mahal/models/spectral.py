@@ -196,22 +196,25 @@ class _SpectralModel(AnomalyDetector):
                 f"got {self.latent}"
             )
         learner = _SpectralLearner(torch.from_numpy(spectra), self._networks(kept), self)
-        settings = {
-            **{k: v for k, v in self.get_params().items() if k not in self.scoring_params},
-            "model": type(self).__name__,
-            "scene": [*pixels.values.shape, float(spectra.sum(dtype=np.float64))],
-        }
         with one_thread():
             train(
                 learner,
                 Batches(len(spectra), self.batch_size, self.runs, self.seed),
                 epochs=self.epochs,
-                settings=settings,
+                settings=self._settings(pixels, spectra),
                 progress=progress,
                 checkpoint=checkpoint,
             )
         self.networks_ = learner.networks.requires_grad_(False)
         self.bands_ = pixels.values.shape[2]
+
+    def _settings(self, pixels: Pixels, spectra: npt.NDArray[np.float32]) -> dict[str, Any]:
+        """What a checkpoint belongs to."""
+        return {
+            **{k: v for k, v in self.get_params().items() if k not in self.scoring_params},
+            "model": type(self).__name__,
+            "scene": [*pixels.values.shape, float(spectra.sum(dtype=np.float64))],
+        }
 
     def _networks(self, bands: int) -> _Networks:
         return _Networks(
@@ -590,4 +593,5 @@ class SpectralVAE(_SpectralModel):
         for part in spectra.split(SCORED_TOGETHER):
             code = self.networks_.encode(part.expand(self.runs, *part.shape))
             total += _divergence(*code.chunk(2, dim=2)).sum(dim=1)
-        return np.asarray((total / len(spectra)).numpy(), np.float32)
+        nats: Any = (total / len(spectra)).numpy()
+        return np.asarray(nats)
