@@ -387,7 +387,7 @@ class MTGAN(_SpectralModel):
         """True for the used pixels that make the anomaly dictionary X."""
         count = int(pixels.used.sum())
         if self.maps == "none":
-            scores = np.random.default_rng(self.seed).random(count)
+            scores = np.random.default_rng(self.seed).random(count, np.float32)
         else:
             scores = self._map_scores(pixels)[pixels.used]
         wanted = max(1, round(self.share * count))
@@ -451,4 +451,4 @@ def _principal(pixels: Pixels, components: int) -> Maps:
     kept = np.arange(len(variances)) >= len(variances) - components
     kept &= variances > variances[-1] * 1e-12
     scale = axes[:, kept] / np.sqrt(variances[kept])
-    return np.ascontiguousarray((values - mean) @ scale.astype(np.float32))
+    return np.ascontiguousarray((values - mean) @ scale, np.float32)

@@ -584,7 +584,10 @@ class SpectralVAE(_SpectralModel):
             In nats; near 0 where a unit has collapsed.
         """
         self._check_fitted("divergence")
-        return self._unit_divergence(self._read("divergence", image, mask))
+        nats: npt.NDArray[np.float32] = self._unit_divergence(
+            self._read("divergence", image, mask)
+        )
+        return nats
 
     @torch.inference_mode()
     def _unit_divergence(self, pixels: Pixels) -> npt.NDArray[np.float32]:
@@ -593,5 +596,4 @@ class SpectralVAE(_SpectralModel):
         for part in spectra.split(SCORED_TOGETHER):
             code = self.networks_.encode(part.expand(self.runs, *part.shape))
             total += _divergence(*code.chunk(2, dim=2)).sum(dim=1)
-        nats: Any = (total / len(spectra)).numpy()
-        return np.asarray(nats)
+        return np.array(total / len(spectra), np.float32)
