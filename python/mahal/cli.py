@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 import mahal
+import mahal.benchmark
 from mahal import metrics, pictures, scenes, significance
 from mahal._detectors import DETECTORS, Detector, Learner
 from mahal.ops._estimators import ESTIMATORS
@@ -227,6 +228,25 @@ def _parser() -> _Parser:
         "-o", "--output", metavar="FILE", help="default: SCENE_MODEL.safetensors in this folder"
     )
     train.set_defaults(run=_train)
+
+    bench = commands.add_parser(
+        "benchmark",
+        help="table of detectors on scenes with ground truth",
+        description="Scores every scene with every detector and the trivial baselines, and writes "
+        "table.md, table.csv, maps.png and SCENE_roc.png into a folder. Runs that are there already "
+        "are not done again.",
+    )
+    bench.add_argument("scenes", nargs="+", metavar="SCENE", help="scene files, or folders of them")
+    bench.add_argument(
+        "--detectors",
+        type=_names(mahal.benchmark.NAMES),
+        default=mahal.benchmark.DEFAULT,
+        metavar="A,B,...",
+        help=f"of {', '.join(mahal.benchmark.NAMES)}; default: {','.join(mahal.benchmark.DEFAULT)}",
+    )
+    bench.add_argument("--runs", type=_threads, default=5, metavar="N", help="default: 5")
+    bench.add_argument("-o", "--output", default="benchmark", metavar="FOLDER")
+    bench.set_defaults(run=_benchmark)
 
     listing = commands.add_parser("detectors", help="the detectors, one line each")
     listing.set_defaults(run=_list_detectors)
@@ -1131,6 +1151,21 @@ def _train(args: argparse.Namespace) -> None:
             ("written", str(path)),
         ]
     )
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    scenes.extra("matplotlib.figure")
+
+    def report(text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{text:<70}", end="", file=sys.stderr, flush=True)
+
+    mahal.benchmark.benchmark(
+        args.scenes, args.detectors, runs=args.runs, output=args.output, report=report
+    )
+    report("")
+    print((Path(args.output) / "table.md").read_text(encoding="utf-8"), end="")
+    _print([("written", f"{args.output}{os.sep}")])
 
 
 def _list_detectors(args: argparse.Namespace) -> None:

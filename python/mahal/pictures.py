@@ -327,6 +327,49 @@ def comparison_figure(
     return figure
 
 
+def map_sheet(shown: Sequence[tuple[Scene, Mapping[str, Array]]]) -> Figure:
+    """Score maps of several detectors beside image and truth, a row for every scene.
+
+    Parameters
+    ----------
+    shown : sequence of (Scene, mapping of str to ndarray)
+        Scenes with truth, and the score map of each detector. Every map has a scale of its own,
+        from its median to its highest score, logarithmic where the scores are positive.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not known to pyplot; `save` writes it.
+    """
+    columns = 2 + max(len(maps) for _, maps in shown)
+    figure: Figure = _matplotlib("figure").Figure(
+        (1.6 * columns, 1.85 * len(shown)), layout="constrained"
+    )
+    grid = figure.subplots(len(shown), columns, squeeze=False)
+    for place, (line, (scene, maps)) in enumerate(zip(grid, shown, strict=True)):
+        picture, _ = false_colour(scene)
+        panels = [(scene.name, picture), ("truth", scene.truth), *maps.items()]
+        for axes in line:
+            axes.set_axis_off()
+        for axes, (name, values) in zip(line, panels, strict=False):
+            if name in maps:
+                values = _spread_out(np.asarray(values, np.float64))
+            axes.imshow(values, cmap="magma" if name in maps else "gray", interpolation="nearest")
+            if place == 0 or axes is line[0]:
+                axes.set_title(name, fontsize="x-small")
+    return figure
+
+
+def _spread_out(values: Array) -> Array:
+    """Scores on a scale that shows background and anomalies."""
+    known = values[np.isfinite(values)]
+    if known.size and known.min() >= 0 and known.max() > 0:
+        values = np.log(np.maximum(values, np.finfo(np.float32).tiny))
+        known = values[np.isfinite(values)]
+    low = float(np.median(known)) if known.size else 0.0
+    return np.clip(values, low, None)
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as a PNG file that is the same for the same content.
 

@@ -584,9 +584,7 @@ class SpectralVAE(_SpectralModel):
             In nats; near 0 where a unit has collapsed.
         """
         self._check_fitted("divergence")
-        nats: npt.NDArray[np.float32] = self._unit_divergence(
-            self._read("divergence", image, mask)
-        )
+        nats: npt.NDArray[np.float32] = self._unit_divergence(self._read("divergence", image, mask))
         return nats
 
     @torch.inference_mode()
