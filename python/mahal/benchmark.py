@@ -22,7 +22,7 @@ from mahal import metrics, pictures, scenes
 from mahal._detectors import DETECTORS, Learner
 from mahal.scenes import Scene, SceneError
 
-__all__ = ["BASELINES", "DEFAULT", "NAMES", "Row", "benchmark", "find_scenes"]
+__all__ = ["BASELINES", "DEFAULT", "NAMES", "Row", "find_scenes", "run"]
 
 Array = npt.NDArray[Any]
 SUFFIXES = (".mat", ".hdr", ".tif", ".tiff", ".npy", ".npz")
@@ -123,7 +123,7 @@ def _truth_beside(path: Path) -> Path | None:
     return None
 
 
-def benchmark(
+def run(
     sources: Sequence[str | Path],
     detectors: Sequence[str] = DEFAULT,
     *,
@@ -181,9 +181,9 @@ def benchmark(
             detector = DETECTORS.get(name)
             count = runs if isinstance(detector, Learner) else 1
             found = []
-            for run in range(count):
-                report(f"{scene.name}: {name}" + (f", run {run + 1} of {count}" * (count > 1)))
-                figures, scores = _run(folder / "runs", scene, name, run)
+            for number in range(count):
+                report(f"{scene.name}: {name}" + (f", run {number + 1} of {count}" * (count > 1)))
+                figures, scores = _measured(folder / "runs", scene, name, number)
                 found.append(figures)
                 maps.setdefault(name, scores)
             rows.append(_row(scene.name, name, found))
@@ -197,15 +197,15 @@ def benchmark(
     return rows
 
 
-def _run(folder: Path, scene: Scene, name: str, run: int) -> tuple[dict[str, Any], Array]:
+def _measured(folder: Path, scene: Scene, name: str, number: int) -> tuple[dict[str, Any], Array]:
     """Figures and scores of one run, from the folder or anew."""
     detector = DETECTORS.get(name)
-    model = detector.create(seed=run) if isinstance(detector, Learner) else None
+    model = detector.create(seed=number) if isinstance(detector, Learner) else None
     state = hashlib.blake2b(scene.image.tobytes(), digest_size=8)
     for part in (scene.truth, scene.mask):
         state.update(b"" if part is None else part.tobytes())
     key = {"mahal": mahal.__version__, "scene": state.hexdigest(), "detector": repr(model or name)}
-    base = folder / f"{scene.name}-{name}-{run}"
+    base = folder / f"{scene.name}-{name}-{number}"
     notes, map_file = base.with_suffix(".json"), base.with_suffix(".npy")
     if notes.exists() and map_file.exists():
         kept = json.loads(notes.read_text(encoding="utf-8"))
@@ -298,9 +298,8 @@ def _write_tables(folder: Path, rows: Sequence[Row], names: Sequence[str]) -> No
     for row in rows:
         memory = "" if row.memory is None else f"{row.memory:.0f}"
         cells = " | ".join(text(row, field) for field in short)
-        lines.append(
-            f"| {row.scene} | {row.detector} | {row.runs} | {cells} | {row.seconds:.3g} | {memory} |"
-        )
+        ends = f"{row.seconds:.3g} | {memory}"
+        lines.append(f"| {row.scene} | {row.detector} | {row.runs} | {cells} | {ends} |")
     lines += ["", "| detector | mean AUC(D,F) | worst | mean AUC(F,tau) |", "|---|---:|---:|---:|"]
     means = []
     for name in names:

@@ -233,8 +233,8 @@ def _parser() -> _Parser:
         "benchmark",
         help="table of detectors on scenes with ground truth",
         description="Scores every scene with every detector and the trivial baselines, and writes "
-        "table.md, table.csv, maps.png and SCENE_roc.png into a folder. Runs that are there already "
-        "are not done again.",
+        "table.md, table.csv, maps.png and SCENE_roc.png into a folder. Runs that are there "
+        "already are not done again.",
     )
     bench.add_argument("scenes", nargs="+", metavar="SCENE", help="scene files, or folders of them")
     bench.add_argument(
@@ -1160,7 +1160,7 @@ def _benchmark(args: argparse.Namespace) -> None:
         if sys.stderr.isatty():
             print(f"\r{text:<70}", end="", file=sys.stderr, flush=True)
 
-    mahal.benchmark.benchmark(
+    mahal.benchmark.run(
         args.scenes, args.detectors, runs=args.runs, output=args.output, report=report
     )
     report("")
