@@ -24,6 +24,7 @@ from mahal.ops.fused_rx import COMPONENTS, WINDOW
 
 COUNTS = (5, 10, 20)
 WINDOWS = ((5, 21), (11, 31), (15, 25))
+RATES = (1e-2, 1e-3)
 RULES = ("product", "sum", "fisher")
 
 
@@ -51,6 +52,9 @@ def areas(scene):
     found = {"rx": metrics.roc_areas(whole, scene.truth).auc_df}
     default = mahal.fused_rx(image)
     found["default"] = metrics.roc_areas(default, scene.truth).auc_df
+    tail = mahal.significance.score_tail(default)
+    for rate in RATES:
+        found[f"alarms {rate}"] = float(np.mean(default[~scene.truth] >= tail.threshold(rate)))
     for count, window in itertools.product(COUNTS, WINDOWS):
         near = mahal.rx((image - mean) @ axes[:, -count:], window=window)
         for rule in RULES:
@@ -84,6 +88,12 @@ def main():
     for key in ("rx", "default", "left_out"):
         values = [row[key] for row in rows]
         print(f"{key:10} mean {np.mean(values):.4f}, worst {np.min(values):.4f}")
+    for rate in RATES:
+        ratios = [row[f"alarms {rate}"] / rate for row in table.values()]
+        print(
+            f"share of background above the threshold for {rate}, over the rate: "
+            f"mean {np.mean(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
+        )
     means = {s: float(np.mean([row[s] for row in table.values()])) for s in settings}
     for name, value in sorted(means.items(), key=lambda item: -item[1]):
         print(f"{value:.4f}  worst {min(row[name] for row in table.values()):.4f}  {name}")
