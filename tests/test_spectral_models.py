@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
 
 import mahal
 import numpy as np
@@ -351,3 +352,15 @@ def test_train_and_detect(scene, tmp_path, monkeypatch, capsys):
     ):
         assert cli.main(arguments) == 2
         assert text in capsys.readouterr().err
+
+
+def test_examples_of_the_page(tmp_path, monkeypatch):
+    page = Path(__file__).parents[1] / "docs" / "models.md"
+    monkeypatch.chdir(tmp_path)
+    blocks = page.read_text(encoding="utf-8").split("```python\n")[1:]
+    variables = {}
+    for block in blocks:
+        exec(block.split("```")[0], variables)
+    np.testing.assert_array_equal(
+        variables["again"].score(variables["scene"].image), variables["scores"]
+    )
