@@ -264,6 +264,40 @@ def test_targets_in_complex_windows_of_fixed_covariance(subspace: bool) -> None:
     )
 
 
+@pytest.mark.parametrize(("detector", "params"), TARGETS)
+@pytest.mark.parametrize("estimator", ["loading", "oas", "tyler"])
+def test_targets_of_estimators(
+    detector: Callable[..., Any], params: dict[str, Any], estimator: str
+) -> None:
+    rng = np.random.default_rng(16)
+    image = random_scene((6, 7, 3), rng)
+    image[2, 1, 0] = np.nan
+    targets = np.nanmean(image, axis=(0, 1)) + 20 * rng.standard_normal((2, 3))
+    given: dict[str, Any] = {"window": (1, 5), "estimator": estimator, "return_status": True}
+    want, want_status = detector(image, targets, **given, **params)
+    scores, status = on_device(detector, image, targets, **given, **params)
+    np.testing.assert_array_equal(status, want_status)
+    allowed = tolerance(np.float64, condition=CONDITION**2, terms=5) * np.nanmax(np.abs(want))
+    np.testing.assert_allclose(scores, want, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize(("detector", "params"), [t for t in TARGETS if "signed" not in t[1]])
+@pytest.mark.parametrize("center", [True, False])
+def test_targets_in_complex_windows(
+    detector: Callable[..., Any], params: dict[str, Any], center: bool
+) -> None:
+    rng = np.random.default_rng(17)
+    image = random_scene((6, 7, 2), rng, circular=True, offset=10.0)
+    targets = image[:2, 0] + 5
+    given = {"window": 5, "center": center, **params}
+    want = detector(image, targets, **given)
+    # Without the mean, 10 for a deviation of 20 at most, a matrix has up to its square more.
+    allowed = tolerance(np.float64, condition=20 * CONDITION, terms=5) * np.abs(want).max()
+    np.testing.assert_allclose(
+        on_device(detector, image, targets, **given), want, rtol=0, atol=allowed
+    )
+
+
 def test_dependent_targets_have_no_subspace() -> None:
     rng = np.random.default_rng(12)
     image = random_scene((6, 7, 3), rng)

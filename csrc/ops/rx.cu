@@ -15,9 +15,9 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "core/device_matrix.hpp"
+#include "core/device_targets.hpp"
 #include "core/device_windows.hpp"
 #include "core/simt.hpp"
 #include "mahal/rx.hpp"
@@ -29,7 +29,8 @@ namespace mahal::MAHAL_CUDA_NAMESPACE {
 namespace {
 
 constexpr int warps_per_block = 4;
-// Samples in shared memory at a time.
+// Samples in shared memory at a time: of a strip, and of a pixel in float64.
+constexpr int strip_samples = 32;
 constexpr int stage_samples = 16;
 
 // What is left of the square of a target that all but depends on the others has lost its digits.
@@ -95,6 +96,13 @@ struct Place {
   }
 };
 
+// Whether no pixel can have a score, for want of a background.
+__device__ __forceinline__ bool is_hopeless(const WindowsOfImage& a) {
+  const BackgroundState& state = *a.state;
+  return state.outcome == status_few_samples || state.unfactored != 0 ||
+         (state.loaded != 0 && a.nan_when_singular);
+}
+
 template <class T>
 __global__ void __launch_bounds__(256, 4) window_states(WindowScoresLaunch<T> a) {
   const std::int64_t pixels = std::int64_t{a.rows} * a.cols;
@@ -117,16 +125,13 @@ __global__ void __launch_bounds__(256, 4) window_states(WindowScoresLaunch<T> a)
   }
   const int half = outer / 2;
   const bool whole = row >= half && row + half < a.rows && col >= half && col + half < a.cols;
-  const BackgroundState& state = *a.state;
   std::uint8_t status = a.pixel_status[pixel];
   if (status == status_ok && a.border == Border::valid && !whole) status = status_masked;
   if (status == status_ok && !finite) status = status_nonfinite;
-  if (status == status_ok && (count < a.needed || state.outcome == status_few_samples)) {
+  if (status == status_ok && (count < a.needed || a.state->outcome == status_few_samples)) {
     status = status_few_samples;
   }
-  if (status == status_ok && (state.unfactored || (state.loaded && a.nan_when_singular))) {
-    status = status_singular;
-  }
+  if (status == status_ok && is_hopeless(a)) status = status_singular;
   a.count[pixel] = count;
   a.weak[pixel] = 0;
   a.status[pixel] = status;
@@ -217,24 +222,6 @@ __device__ __forceinline__ void make_hermitian(bool diagonal, T (&c)[Tile][Tile]
       c[r + 1][q] = imaginary;
       c[r][q + 1] = -imaginary;
     }
-  }
-}
-
-// By a warp: the same sum for every lane.
-template <class T>
-__device__ __forceinline__ T warp_dot(const T* a, const T* b, int n) {
-  T sum = T(0);
-  for (int j = static_cast<int>(threadIdx.x) % warp_lanes; j < n; j += warp_lanes) {
-    sum += a[j] * b[j];
-  }
-  return warp_reduce(sum);
-}
-
-// By a warp: a -= share b.
-template <class T>
-__device__ __forceinline__ void warp_subtract(T* a, T share, const T* b, int n) {
-  for (int j = static_cast<int>(threadIdx.x) % warp_lanes; j < n; j += warp_lanes) {
-    a[j] -= share * b[j];
   }
 }
 
@@ -369,6 +356,7 @@ __global__ void __launch_bounds__(Warp ? warps_per_block * warp_lanes : most_squ
                                   Warp && sizeof(T) == 4 ? 4 : 1)
     strip_scores(StripParameters<T> p) {
   const WindowScoresLaunch<T>& a = p.a;
+  if (is_hopeless(a)) return;
   const StripPlan& plan = p.plan;
   const Team<Warp> team;
   const int tiles = plan.tiles, length = tiles * Tile;
@@ -461,8 +449,8 @@ __global__ void __launch_bounds__(Warp ? warps_per_block * warp_lanes : most_squ
           c[r][q] = begins || !owner || below ? T(0) : scatter[(r * Tile + q) * plan.squares];
         }
       }
-      for (int base = 0; base < moving; base += stage_samples) {
-        const int n = moving - base < stage_samples ? moving - base : stage_samples;
+      for (int base = 0; base < moving; base += strip_samples) {
+        const int n = moving - base < strip_samples ? moving - base : strip_samples;
         const int positive = entering - base < 0 ? 0 : entering - base < n ? entering - base : n;
         team.wait();
         for (int k = team.rank; k < n; k += team.size) samples[k] = sample(base + k);
@@ -671,102 +659,6 @@ __global__ void __launch_bounds__(Warp ? warps_per_block * warp_lanes : most_squ
   }
 }
 
-// a -= b, element by element; false, and zeros, when nothing but rounding is left.
-__device__ bool warp_differs(double* a, const double* b, int n) {
-  constexpr double rounding = 16 * simt::epsilon<double>;
-  const int lane = static_cast<int>(threadIdx.x) % warp_lanes;
-  int differs = 0;
-  for (int j = lane; j < n; j += warp_lanes) {
-    const double size = Greatest()(a[j] < 0 ? -a[j] : a[j], b[j] < 0 ? -b[j] : b[j]);
-    a[j] -= b[j];
-    // NaN counts as a difference.
-    if (!((a[j] < 0 ? -a[j] : a[j]) <= rounding * size)) differs = 1;
-  }
-  differs = warp_reduce(differs, Greatest());
-  if (differs == 0) {
-    for (int j = lane; j < n; j += warp_lanes) a[j] = 0;
-  }
-  return differs != 0;
-}
-
-// Whitened targets and a whitened pixel, in the memory of one warp. As matched_rows.hpp: a complex
-// target w is two rows, w and i w.
-struct TargetRows {
-  MatchedScore kind;
-  int targets, parts, bands;
-  int length;    // of a row
-  double* rows;  // targets x parts
-
-  // Takes `count` orthonormal rows out of `row` and brings it to unit length. False when nothing
-  // but rounding is left.
-  __device__ bool orthonormalize(int count, double* row) const {
-    constexpr double dependent = 64 * simt::epsilon<double>;
-    const int lane = static_cast<int>(threadIdx.x) % warp_lanes;
-    const double before = std::sqrt(warp_dot(row, row, bands));
-    for (int pass = 0; pass < 2; ++pass) {
-      for (int k = 0; k < count; ++k) {
-        const double* q = rows + std::int64_t{k} * length;
-        warp_subtract(row, warp_dot(q, row, bands), q, bands);
-      }
-    }
-    const double rest = std::sqrt(warp_dot(row, row, bands));
-    if (!(rest > dependent * std::sqrt(static_cast<double>(bands)) * before)) return false;
-    for (int j = lane; j < bands; j += warp_lanes) row[j] /= rest;
-    return true;
-  }
-
-  // Scores of y. Those of targets without a direction of their own are NaN, and the answer false.
-  template <class T>
-  __device__ bool score(const double* y, T* out) const {
-    const int lane = static_cast<int>(threadIdx.x) % warp_lanes;
-    const double square = warp_dot(y, y, bands);
-    bool all = true;
-    double total = 0;
-    for (int k = 0; k < targets; ++k) {
-      double* w = rows + std::int64_t{k} * parts * length;
-      const double own = warp_dot(w, w, bands);
-      bool good = own > 0;
-      if (kind == MatchedScore::subspace_ace) good = good && orthonormalize(k * parts, w);
-      double c = warp_dot(w, y, bands);
-      if (parts == 2) {
-        __syncwarp();
-        for (int j = lane; j < bands; j += warp_lanes) {
-          w[length + j] = j % 2 == 0 ? -w[j + 1] : w[j - 1];
-        }
-        const double other = warp_dot(w + length, y, bands);
-        c = std::sqrt(c * c + other * other);
-      }
-      double value = 0;
-      switch (kind) {
-        case MatchedScore::ace:
-          if (square > 0) value = (c / own) * (c / square);
-          if (value > 1) value = 1;
-          break;
-        case MatchedScore::signed_ace:
-          if (square > 0) value = c / std::sqrt(own) / std::sqrt(square);
-          if (value > 1) value = 1;
-          if (value < -1) value = -1;
-          break;
-        case MatchedScore::subspace_ace:
-          if (square > 0) total += c * (c / square);
-          break;
-        case MatchedScore::normalized_filter:
-          value = c / std::sqrt(own);
-          break;
-        default:
-          value = c / own;
-      }
-      if (!good) value = total = simt::nan<double>;
-      all = all && good;
-      if (kind != MatchedScore::subspace_ace && lane == 0) out[k] = static_cast<T>(value);
-    }
-    if (kind == MatchedScore::subspace_ace && lane == 0) {
-      *out = static_cast<T>(total > 1 ? 1 : total);
-    }
-    return all;
-  }
-};
-
 struct ExactParameters {
   WindowsOfImage a;
   float* single;  // the scores are float, or
@@ -783,6 +675,7 @@ struct ExactParameters {
 template <int Tile>
 __global__ void __launch_bounds__(256, 1) exact_scores(ExactParameters p) {
   const WindowsOfImage& a = p.a;
+  if (is_hopeless(a)) return;
   const int thread = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x);
   const int n = a.bands;
@@ -923,23 +816,22 @@ __global__ void __launch_bounds__(256, 1) exact_scores(ExactParameters p) {
       if (thread < warp_lanes) {
         std::uint8_t status = singular ? status_singular : status_ok;
         const double* y = matrix + at(n, 0);
-        const auto write_scores = [&](auto* out) {
-          using T = std::remove_reference_t<decltype(*out)>;
-          out += pixel * a.maps;
-          if (!factored) {
-            for (int k = thread; k < a.maps; k += warp_lanes) out[k] = simt::nan<T>;
-          } else if (a.target_count == 0) {
-            const double square = warp_dot(y, y, n);
-            if (thread == 0) *out = static_cast<T>(square);
+        const auto put = [&](int k, double value) {
+          const std::int64_t to = pixel * a.maps + k;
+          if (p.single != nullptr) {
+            p.single[to] = static_cast<float>(value);
           } else {
-            const TargetRows rows{a.kind, a.target_count, 1, n, n, matrix + at(n + 1, 0)};
-            if (!rows.score(y, out)) status = status_singular;
+            p.twice[to] = value;
           }
         };
-        if (p.single != nullptr) {
-          write_scores(p.single);
+        if (!factored) {
+          for (int k = thread; k < a.maps; k += warp_lanes) put(k, simt::nan<double>);
+        } else if (a.target_count == 0) {
+          const double square = warp_dot(y, y, n);
+          if (thread == 0) put(0, square);
         } else {
-          write_scores(p.twice);
+          const TargetRows rows{a.kind, a.target_count, 1, n, n, matrix + at(n + 1, 0)};
+          if (!rows.score(y, put)) status = status_singular;
         }
         if (thread == 0) a.status[pixel] = status;
       }
@@ -961,6 +853,7 @@ struct MeanParameters {
 template <class T>
 __global__ void __launch_bounds__(warps_per_block* warp_lanes, 1) mean_scores(MeanParameters<T> p) {
   const WindowScoresLaunch<T>& a = p.a;
+  if (is_hopeless(a)) return;
   const Team<true> team;
   const int n = a.bands;
   const int outer = a.window.outer, inner = a.window.inner;
@@ -1020,7 +913,8 @@ __global__ void __launch_bounds__(warps_per_block* warp_lanes, 1) mean_scores(Me
         warp_differs(w, mean, n);
       }
       __syncwarp();
-      const bool good = rows.score(y, out);
+      const bool good =
+          rows.score(y, [&](int k, double value) { out[k] = static_cast<T>(value); });
       if (team.rank == 0 && !good) a.status[pixel] = status_singular;
       __syncwarp();
     }
@@ -1050,8 +944,8 @@ bool launch_strips(const WindowScoresLaunch<T>& a, const StripPlan& plan, std::u
   const std::int64_t length = plan.tiles * Tile;
   const std::int64_t sides = 1 + a.target_count;
   Cut cut;
-  p.samples_at = cut.take<T>(stage_samples, sizeof(std::int64_t));
-  p.stage_at = cut.take<T>(std::int64_t{stage_samples} * plan.tile_rows * Tile, sizeof(T));
+  p.samples_at = cut.take<T>(strip_samples, sizeof(std::int64_t));
+  p.stage_at = cut.take<T>(std::int64_t{strip_samples} * plan.tile_rows * Tile, sizeof(T));
   p.square_at = cut.take<T>(Tile * Tile, sizeof(T));
   p.inverse_at = cut.take<T>(length, sizeof(T));
   p.sums_at = cut.take<T>(length, sizeof(T));

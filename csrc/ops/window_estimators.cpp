@@ -224,11 +224,12 @@ WindowEstimatorsLaunch launch_of(const WindowEstimatorsParams& params, const Ten
   launch.smallest_pivot = window_pivot;
   if (is_given(params.target)) {
     launch.targets = params.target.data;
-    launch.single_targets = real_dtype(params.target.dtype) == DType::f32;
-    launch.target_count = target_count(params);
+    launch.targets_single = real_dtype(params.target.dtype) == DType::f32;
     launch.target_stride = parts * params.target.strides[0];
     launch.target_band_stride = parts * params.target.strides[1];
+    launch.target_count = target_count(params);
     launch.kind = params.kind;
+    launch.maps = score_maps(params);
   }
   return launch;
 }

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "core/device_matrix.hpp"
+#include "core/device_targets.hpp"
 #include "core/simt.hpp"
 #include "ops/window_estimators_cuda.hpp"
 
@@ -61,19 +62,19 @@ __device__ __forceinline__ int mirrored(int i, int size) {
 
 // Where the parts of a block's memory lie, in bytes; sizes in numbers.
 struct Layout {
-  std::size_t vectors, aims, samples, solved, weights, norms, states, end;
+  std::size_t matrices, vectors, samples, solved, weights, norms, states, end;
 };
 std::int64_t matrix_numbers(int n) { return (std::int64_t{n} * (n + 1) / 2 + 1) / 2 * 2; }
 template <class N>
-Layout layout_of(int n, int slots, int aims, int capacity, int threads, bool in_room) {
+Layout layout_of(int n, int slots, int capacity, int threads, bool in_room, int targets) {
   Layout l{};
   const auto after = [](std::size_t at, std::size_t bytes) { return at + (bytes + 15) / 16 * 16; };
   l.vectors = in_room ? 0 : 3 * matrix_numbers(n) * sizeof(N);
   // Mean, origin, pivots, the pixel itself, and a double per warp to reduce with.
-  l.aims = after(l.vectors, 4 * n * sizeof(N) + 40 * sizeof(double));
-  l.samples = after(l.aims, std::size_t{1} * aims * n * sizeof(N));
+  l.samples = after(l.vectors, 4 * n * sizeof(N) + 40 * sizeof(double));
   l.solved = after(l.samples, std::size_t{1} * capacity * (n | 1) * sizeof(N));
-  l.weights = after(l.solved, std::size_t{1} * std::min(threads, capacity) * (n | 1) * sizeof(N));
+  const int rows = std::max(std::min(threads, capacity), targets);
+  l.weights = after(l.solved, std::size_t{1} * rows * (n | 1) * sizeof(N));
   l.norms = after(l.weights, capacity * sizeof(double));
   l.states = after(l.norms, capacity * sizeof(double));
   l.end = after(l.states, slots);
@@ -112,8 +113,7 @@ struct Estimate {
   const int n;
   const int capacity;
   N *current, *next, *factor;  // lower triangles, rows without gaps
-  N *mean, *origin, *own;      // own: the pixel less the mean, then whitened and conjugate
-  N* aims;                     // targets, likewise: one, or all of a subspace
+  N *mean, *origin, *own;      // own: the pixel less the mean
   double* pivots;
   double* room;  // to reduce with, and a flag behind
   N *samples, *solved;
@@ -148,13 +148,6 @@ struct Estimate {
     const std::int64_t at = pixel + band * a.band_stride;
     return a.single ? number_at<N>(static_cast<const float*>(a.image) + at)
                     : number_at<N>(static_cast<const double*>(a.image) + at);
-  }
-  __device__ void write_real(void* to, std::int64_t index, double value) const {
-    if (a.single) {
-      static_cast<float*>(to)[index] = static_cast<float>(value);
-    } else {
-      static_cast<double*>(to)[index] = value;
-    }
   }
   __device__ void write(void* to, std::int64_t index, N value) const {
     const std::int64_t at = index * (is_complex_number<N> ? 2 : 1);
@@ -224,7 +217,7 @@ struct Estimate {
     if (bad > 0) return non_finite;
     const int rank = found - (a.center ? 1 : 0);
     // A sample covariance of less than full rank has no inverse to score with.
-    const bool full = a.target_count > 0 && a.estimation.estimator == Estimator::scm;
+    const bool full = a.targets != nullptr && a.estimation.estimator == Estimator::scm;
     const bool enough = iterates() ? rank > n : rank >= (full ? n : 1);
     const bool divisible =
         a.estimation.estimator > Estimator::loading || !a.center || found > a.ddof;
@@ -472,150 +465,110 @@ struct Estimate {
     }
   }
 
-  // The scale of Tyler's estimate for which the samples have a mean squared distance of n.
-  __device__ double score_scale() const {
-    double weighted = 0;
-    for (int begin = 0; begin < places(); begin += capacity) {
-      const int end = begin + capacity < places() ? begin + capacity : places();
-      __syncthreads();
-      if (!kept()) stage(begin, end);
-      __syncthreads();
-      for (int k = begin + thread(); k < end; k += threads()) {
-        weighted += distance(k - begin) * norms[k - begin];
-      }
-    }
-    return n * count / sum(weighted);
-  }
-
-  // ---- By one warp, on vectors of n numbers that are conjugate.
-  // a^H b of the vectors.
-  __device__ N product(const N* x, const N* y) const {
-    N total{};
-    for (int j = thread(); j < n; j += warp_lanes) total = total + x[j] * conjugate(y[j]);
-    return warp_reduce(total);
-  }
-  // L^-1 x in place; returns its squared length.
-  __device__ double solve(N* x) const {
+  // x = conj(L^-1 conj(x)), by one warp, of a row less its mean: products keep their magnitudes.
+  __device__ void whiten_row(N* x) const {
     for (int j = thread(); j < n; j += warp_lanes) x[j] = conjugate(x[j]);
     warp_forward(factor, at(), pivots, n, x);
-    double square = 0;
-    for (int j = thread(); j < n; j += warp_lanes) square += squared(x[j]);
-    return warp_reduce(square);
-  }
-  __device__ double excess(double d, double t, double m) const {
-    constexpr double rounding = 0x1p-48;  // 16 of float64
-    return std::fabs(d) - rounding * std::fmax(std::fabs(t), std::fabs(m));
-  }
-  // Leaves L^-1 (t - m) of a target; returns its squared length, zero where nothing but rounding is
-  // left of the difference.
-  __device__ double whiten_target(int k, N* w) const {
-    double apart = 0;
-    for (int j = thread(); j < n; j += warp_lanes) {
-      const std::int64_t index = k * a.target_stride + j * a.target_band_stride;
-      const N t = a.single_targets ? number_at<N>(static_cast<const float*>(a.targets) + index)
-                                   : number_at<N>(static_cast<const double*>(a.targets) + index);
-      const N m = origin[j] + mean[j];
-      w[j] = t - origin[j] - mean[j];
-      double more = excess(real_part(w[j]), real_part(t), real_part(m));
-      if constexpr (is_complex_number<N>) more = std::fmax(more, excess(w[j].im, t.im, m.im));
-      apart = std::fmax(apart, more);
-    }
-    apart = warp_reduce(apart, Greatest{});
-    const double length = solve(w);
-    return apart > 0 ? length : 0.0;
-  }
-  // Takes the first `found` of the aims, which are orthonormal, out of w, twice, as once leaves
-  // rounding behind, and brings it to unit length. Zero where nothing but rounding is left.
-  __device__ double orthonormalize(int found, double length, N* w) const {
-    constexpr double dependent = 0x1p-46;  // 64 of float64
-    for (int pass = 0; pass < 2; ++pass) {
-      for (int k = 0; k < found; ++k) {
-        const N* q = aims + std::int64_t{k} * n;
-        const N c = conjugate(product(q, w));
-        for (int j = thread(); j < n; j += warp_lanes) w[j] = w[j] - c * q[j];
-        __syncwarp();
-      }
-    }
-    const double rest = std::sqrt(real_part(product(w, w)));
-    const double scale =
-        rest > dependent * std::sqrt(parts * n * length) ? 1 / rest : 0.0;
-    for (int j = thread(); j < n; j += warp_lanes) w[j] = w[j] * scale;
-    __syncwarp();
-    return scale;
-  }
-  __device__ double score_of(double c, double length, double square, double scale) const {
-    switch (a.kind) {
-      case MatchedScore::ace:
-        return square > 0 ? std::fmin((c / length) * (c / square), 1.0) : 0.0;
-      case MatchedScore::signed_ace: {
-        const double cosine = c / std::sqrt(length) / std::sqrt(square);
-        return square > 0 ? std::fmax(std::fmin(cosine, 1.0), -1.0) : 0.0;
-      }
-      case MatchedScore::subspace_ace:
-        return square > 0 ? c * (c / square) : 0.0;
-      case MatchedScore::normalized_filter:
-        return c / std::sqrt(length) * std::sqrt(scale);
-      default:
-        return c / length;
-    }
-  }
-  __device__ int score_targets(std::int64_t result, int state, bool scored, double square,
-                               double scale) const {
-    const bool subspace = a.kind == MatchedScore::subspace_ace;
-    const int maps = subspace ? 1 : a.target_count;
-    double total = 0, all = 1;
-    for (int k = 0; k < a.target_count; ++k) {
-      double value = simt::nan<double>;
-      double regular = 0;
-      if (scored) {
-        N* w = aims + (subspace ? std::int64_t{k} * n : 0);
-        const double length = whiten_target(k, w);
-        regular = length;
-        if (subspace) regular = length > 0 ? orthonormalize(k, length, w) : 0.0;
-        const N c = product(w, own);
-        const double size = is_complex_number<N> ? std::sqrt(squared(c)) : real_part(c);
-        value = score_of(size, length, square, scale);
-        __syncwarp();
-      }
-      if (subspace) {
-        total += value;
-        all = std::fmin(all, regular);
-        if (k + 1 < a.target_count) continue;
-        value = std::fmin(total, 1.0);
-        regular = all;
-      }
-      const bool there = scored && regular > 0 && is_finite(regular) && is_finite(value);
-      if (scored && !there) state = singular;
-      if (thread() == 0) {
-        write_real(a.score, result * maps + (subspace ? 0 : k), there ? value : simt::nan<double>);
-      }
-    }
-    return state;
   }
 
-  // Scores of the pixel; the first thread gets its state.
-  __device__ int write_score(std::int64_t result, int state) const {
+  // Leaves L^-1 (t - m) of a target in x, by one warp; zeros where nothing but rounding is left.
+  __device__ void whiten_target(int target, N* x) const {
+    constexpr double rounding = 16 * simt::epsilon<double>;
+    const auto number = [&](int j) {
+      const std::int64_t offset =
+          std::int64_t{target} * a.target_stride + j * a.target_band_stride;
+      return a.targets_single ? number_at<N>(static_cast<const float*>(a.targets) + offset)
+                              : number_at<N>(static_cast<const double*>(a.targets) + offset);
+    };
+    const auto part = [](const N& value, int k) {
+      return reinterpret_cast<const double*>(&value)[k];
+    };
+    int differs = 0;
+    for (int j = thread(); j < n; j += warp_lanes) {
+      const N t = number(j), m = origin[j] + mean[j];
+      x[j] = t - origin[j] - mean[j];
+      for (int k = 0; k < static_cast<int>(parts); ++k) {
+        const double size = std::fmax(std::fabs(part(t, k)), std::fabs(part(m, k)));
+        // NaN counts as a difference.
+        if (!(std::fabs(part(x[j], k)) <= rounding * size)) differs = 1;
+      }
+    }
+    if (warp_reduce(differs, Greatest{}) == 0) {
+      for (int j = thread(); j < n; j += warp_lanes) x[j] = N{};
+    }
+    whiten_row(x);
+  }
+
+  __device__ void put_score(std::int64_t to, double value) const {
+    if (a.single) {
+      static_cast<float*>(a.score)[to] = static_cast<float>(value);
+    } else {
+      static_cast<double*>(a.score)[to] = value;
+    }
+  }
+
+  // The scores of all targets, by one warp. False where one has no direction of its own.
+  __device__ bool score_targets(double scale, std::int64_t to) const {
+    constexpr int halves = static_cast<int>(parts);
+    const int length = n * halves;
+    double* rows = reinterpret_cast<double*>(solved);
+    const double* y = reinterpret_cast<const double*>(own);
+    const bool subspace = a.kind == MatchedScore::subspace_ace;
+    // Only a basis is needed as a whole.
+    const int together = subspace ? a.target_count : 1;
+    bool all = true;
+    for (int k = 0; k < a.target_count; k += together) {
+      for (int m = 0; m < together; ++m) {
+        whiten_target(k + m, reinterpret_cast<N*>(rows + m * halves * length));
+      }
+      const TargetRows targets{a.kind, together, halves, length, length, rows, scale};
+      const auto put = [&](int m, double value) { put_score(to + k + m, value); };
+      if (!targets.score(y, put)) all = false;
+      __syncwarp();
+    }
+    return all;
+  }
+
+  // The squared Mahalanobis distance of the pixel, or what its targets score; the scale of Tyler's
+  // estimate is such that the samples have a distance of n on average.
+  __device__ int write_score(std::int64_t to, int state) const {
     const bool estimated = state == done || state == not_converged;
     bool scored = false;
-    double scale = 1, square = 0;
     if (estimated) {
-      scored = factor_current();
-      // Of the scores of targets only one depends on the scale of the covariance.
-      if (scored && a.estimation.estimator == Estimator::tyler &&
-          (a.target_count == 0 || a.kind == MatchedScore::normalized_filter)) {
-        scale = score_scale();
+      const bool regular = factor_current();
+      double scale = 1;
+      if (regular && a.estimation.estimator == Estimator::tyler) {
+        double weighted = 0;
+        for (int begin = 0; begin < places(); begin += capacity) {
+          const int end = begin + capacity < places() ? begin + capacity : places();
+          __syncthreads();
+          if (!kept()) stage(begin, end);
+          __syncthreads();
+          for (int k = begin + thread(); k < end; k += threads()) {
+            weighted += distance(k - begin) * norms[k - begin];
+          }
+        }
+        scale = n * count / sum(weighted);
       }
-      __syncthreads();
-    }
-    if (thread() >= warp_lanes) return state;
-    if (scored) {
-      square = solve(own);
+      double square = 0;
+      if (thread() < warp_lanes) {
+        whiten_row(own);
+        for (int j = thread(); j < n; j += warp_lanes) square += squared(own[j]);
+      }
+      const double found = sum(square) * scale;
       // A distance beyond the range of the numbers has no value either.
-      scored = is_finite(a.target_count > 0 ? square : square * scale);
+      scored = regular && is_finite(found);
+      if (!scored) state = singular;
+      if (scored && a.targets == nullptr) {
+        if (thread() == 0) put_score(to, found);
+      } else if (scored && thread() < warp_lanes) {
+        // The other warps do not look at the state.
+        if (!score_targets(scale, to)) state = singular;
+      }
     }
-    if (estimated && !scored) state = singular;
-    if (a.target_count > 0) return score_targets(result, state, scored, square, scale);
-    if (thread() == 0) write_real(a.score, result, scored ? square * scale : simt::nan<double>);
+    for (int k = thread(); !scored && k < a.maps; k += threads()) {
+      put_score(to + k, simt::nan<double>);
+    }
     return state;
   }
 };
@@ -648,7 +601,6 @@ __global__ void __launch_bounds__(max_threads, 1) estimate_windows(BlockParamete
                      vectors,
                      vectors + n,
                      vectors + 2 * n,
-                     reinterpret_cast<N*>(shared + l.aims),
                      pivots,
                      reinterpret_cast<double*>(vectors + 4 * n),
                      reinterpret_cast<N*>(shared + l.samples),
@@ -675,13 +627,19 @@ __global__ void __launch_bounds__(max_threads, 1) estimate_windows(BlockParamete
       if (state == done) state = e.estimate();
     }
     if (a.score != nullptr) {
-      state = e.write_score(result, state);
+      state = e.write_score(result * a.maps, state);
     } else {
       e.write_maps(result, state, edge);
     }
     if (thread == 0) a.status[result] = static_cast<std::uint8_t>(state);
     __syncthreads();
   }
+}
+
+int largest_window(const WindowEstimatorsLaunch& a) {
+  int outer = 1;
+  for (int k = 0; k < a.window_count; ++k) outer = std::max(outer, a.windows[k].outer);
+  return outer;
 }
 
 struct Plan {
@@ -692,19 +650,17 @@ struct Plan {
 
 template <class N>
 Plan plan_windows(const WindowEstimatorsLaunch& a) {
-  int outer = 1;
-  for (int k = 0; k < a.window_count; ++k) outer = std::max(outer, a.windows[k].outer);
-  const int n = a.bands;
-  const int aims =
-      a.kind == MatchedScore::subspace_ace ? a.target_count : std::min(a.target_count, 1);
   Plan plan{};
-  const int slots = outer * outer;
+  const int n = a.bands, outer = largest_window(a), slots = outer * outer;
+  // Whitened targets that are kept at a time.
+  const int aims = (a.kind == MatchedScore::subspace_ace ? a.target_count : 1) *
+                   (is_complex_number<N> ? 2 : 1);
   plan.threads = n <= 8 ? 32 : n <= 16 ? 64 : n <= 32 ? 128 : max_threads;
   const std::size_t limit = simt::shared_limit(op);
   const auto fits = [&](int capacity, bool in_room, std::size_t budget) {
     plan.capacity = capacity;
     plan.in_room = in_room;
-    plan.layout = layout_of<N>(n, slots, aims, capacity, plan.threads, in_room);
+    plan.layout = layout_of<N>(n, slots, capacity, plan.threads, in_room, aims);
     return plan.layout.end <= budget;
   };
   const std::size_t budget = std::min(limit, chunk_budget);

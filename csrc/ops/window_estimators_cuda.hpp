@@ -15,7 +15,7 @@ namespace mahal {
 // may have any sign. Either mean and covariance or score is given; all of them are contiguous:
 //   mean        rows x cols x window_count x bands
 //   covariance  rows x cols x window_count x bands x bands
-//   score       rows x cols x window_count, or with targets rows x cols x their maps
+//   score       rows x cols x window_count, or of one window and targets rows x cols x maps
 //   status      rows x cols x window_count
 struct WindowEstimatorsLaunch {
   const void* image = nullptr;
@@ -36,11 +36,12 @@ struct WindowEstimatorsLaunch {
   bool center = true;
   double smallest_pivot = 0;  // relative to the diagonal entry
 
-  const void* targets = nullptr;  // with one window; nullptr: squared Mahalanobis distances
-  bool single_targets = false;
-  int target_count = 0;
+  const void* targets = nullptr;  // spectra that the scores are about; nullptr: squared distances
+  bool targets_single = false;
   std::int64_t target_stride = 0, target_band_stride = 0;
-  MatchedScore kind = MatchedScore::ace;
+  int target_count = 0;
+  MatchedScore kind{};
+  int maps = 1;  // scores of a pixel: one for each target, or one of a subspace
 
   void* mean = nullptr;
   void* covariance = nullptr;
