@@ -65,6 +65,7 @@ SPEC = OpSpec(
     constant=4.0,
     scale=scale,
     emulated=True,
+    cuda=True,
 )
 
 

@@ -44,6 +44,7 @@ SPEC = OpSpec(
     cases=cases,
     invariants=[symmetric],
     emulated=True,
+    cuda=True,
 )
 
 

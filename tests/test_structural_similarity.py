@@ -51,6 +51,7 @@ SPEC = OpSpec(
     invariants=[at_most_one],
     promoted=(np.uint8,),
     emulated=True,
+    cuda=True,
 )
 
 
