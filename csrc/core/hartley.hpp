@@ -2,7 +2,7 @@
 //
 // It is real, its own inverse up to the factor n, and diagonalises what is circulant and even, so
 // it does here what a real Fourier transform does, with one kind of array and one direction.
-// A transform is a power of two up to 32 in registers, then stages of radix 4, 2 and odd primes.
+// A transform is a power of two up to 16 in registers, then stages of radix 4, 2 and odd primes.
 #pragma once
 
 #include <cstdint>

@@ -7,17 +7,9 @@
 namespace mahal {
 namespace {
 
-// cos(2 pi k / 32), k = 0 .. 8
-inline constexpr double hartley_cosines[9] = {
-    1.0,
-    0.98078528040323044913,
-    0.92387953251128675613,
-    0.83146961230254523708,
-    0.70710678118654752440,
-    0.55557023301960222474,
-    0.38268343236508977173,
-    0.19509032201612826785,
-    0.0,
+// cos(2 pi k / 16), k = 0 .. 4
+inline constexpr double hartley_cosines[5] = {
+    1.0, 0.92387953251128675613, 0.70710678118654752440, 0.38268343236508977173, 0.0,
 };
 
 template <class S>
@@ -46,8 +38,8 @@ struct Hartley {
       out[m / 2 + m] = even[m / 2] - odd[m / 2];
     MAHAL_UNROLL
       for (int k = 1; k < (m + 1) / 2; ++k) {
-        const V c = S::set1(static_cast<T>(hartley_cosines[k * (32 / N)]));
-        const V s = S::set1(static_cast<T>(hartley_cosines[8 - k * (32 / N)]));
+        const V c = S::set1(static_cast<T>(hartley_cosines[k * (16 / N)]));
+        const V s = S::set1(static_cast<T>(hartley_cosines[4 - k * (16 / N)]));
         const V up = S::fma(odd[k], c, odd[m - k] * s);
         const V down = S::fnma(odd[k], s, odd[m - k] * c);
         out[k] = even[k] + up;

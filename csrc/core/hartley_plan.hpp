@@ -9,20 +9,16 @@
 
 namespace mahal {
 
-// `largest_base` is a power of two up to 32; with 1 there are stages alone.
+// `largest_base` is a power of two up to 16; with 1 there are stages alone. Transforms of 32 would
+// not stay in registers.
 template <class T>
-HartleyPlan<T> hartley_factors(int n, int largest_base = 32) {
+HartleyPlan<T> hartley_factors(int n, int largest_base = 16) {
   HartleyPlan<T> plan;
   plan.n = n;
   int rest = n;
   while (rest % 2 == 0 && plan.base < largest_base) {
     plan.base *= 2;
     rest /= 2;
-  }
-  // Four transforms of 16 and a stage of radix 4 beat two of 32 and one of radix 2.
-  if (plan.base == 32 && rest % 2 == 0 && rest % 4 != 0) {
-    plan.base = 16;
-    rest *= 2;
   }
   plan.blocks = rest;
   const auto add = [&](int radix) {

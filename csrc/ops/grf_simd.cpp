@@ -113,21 +113,8 @@ struct Plane {
   MAHAL_INLINE void back_along_rows() {
     for (int c = 0; c < b.cols.n; c += L) {
       const int count = b.cols.n - c < L ? b.cols.n - c : L;
-      const auto load = [&](int i) { return S::load(plane + i * pitch + c); };
-      if (b.rows.stages == 0 && count == L) {
-        // One transform in registers, straight to where it belongs.
-        V in[base], out[base];
-        MAHAL_UNROLL
-        for (int t = 0; t < base; ++t) in[t] = load(t);
-        H::template in_registers<base, 1>(in, out);
-        T* to = b.field_gradient + c;
-        MAHAL_UNROLL
-        for (int t = 0; t < base; ++t) {
-          put(to + static_cast<std::ptrdiff_t>(t) * b.cols.n, out[t] * S::set1(b.field_scale));
-        }
-        continue;
-      }
-      H::template transform<base>(b.rows, load, first, L, room);
+      H::template transform<base>(
+          b.rows, [&](int i) { return S::load(plane + i * pitch + c); }, first, L, room);
       back_along_rows_block(first, L, count, c);
     }
   }
@@ -222,10 +209,8 @@ MAHAL_INLINE void with_base(int base, F function) {
       return function.template operator()<4>();
     case 8:
       return function.template operator()<8>();
-    case 16:
-      return function.template operator()<16>();
     default:
-      return function.template operator()<32>();
+      return function.template operator()<16>();
   }
 }
 
