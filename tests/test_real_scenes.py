@@ -12,7 +12,8 @@ import mahal
 import numpy as np
 import pytest
 from mahal import cli, metrics, scenes
-from mahal.testing import backend, tolerance
+from mahal.ops._window_gradients import window_scores_backward
+from mahal.testing import backend, reference_window_gradients, tolerance
 from scipy import stats
 
 
@@ -335,3 +336,32 @@ def test_complex_scene_with_implanted_crosses(data_dir, window):
     assert areas["scm"] == pytest.approx(QUAD_POL[window], abs=0.5e-4)
     # Crosses that reach into the window do not hide the pixel from a robust estimate.
     assert areas.get("tyler", 1.0) > areas["scm"]
+
+
+@pytest.mark.parametrize("name", ["hydice-100x80-19px.mat", "pavia-105x120-43px.mat"])
+def test_gradients_of_local_scores_on_a_scene(folder, name):
+    # float32 kernels against closed forms in float64, in the raw units of the scene.
+    cube = bench.read(folder, SOURCES[name]).image
+    image = np.ascontiguousarray(cube[20:40, 20:44, ::12], dtype=np.float32)
+    bands = image.shape[-1]
+    rng = np.random.default_rng(0)
+    target = image[5:7, 5] * np.float32(1.1)
+    for kind, maps in (("rx", 1), ("signed_ace", 2)):
+        aims = None if kind == "rx" else target
+        weights = rng.standard_normal((*image.shape[:2], maps)).astype(np.float32)
+        if kind == "rx":
+            _, status = mahal.rx(image, window=(3, 11), return_status=True)
+        else:
+            _, status = mahal.ace(image, aims, window=(3, 11), signed=True, return_status=True)
+        assert (status == 0).all()
+        found, _, _ = window_scores_backward(
+            image, aims, None, None, status, weights, (True, False), kind, (3, 11), "shift", True, 0
+        )
+        want, _, _ = reference_window_gradients.local_scores(
+            image, weights, window=(3, 11), kind=kind, target=aims
+        )
+        # Of the reference, which works in the units of the image.
+        condition = np.linalg.cond(mahal.mean_covariance(image.astype(np.float64))[1])
+        allowed = tolerance(np.float64, condition=condition, terms=112 * bands)
+        allowed += tolerance(np.float32)
+        np.testing.assert_allclose(found, want, rtol=0, atol=allowed * np.abs(want).max())

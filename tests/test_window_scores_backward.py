@@ -49,7 +49,7 @@ def scores(image: Any, target: Any, kind: str, **params: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _expect_singular_windows() -> Iterator[None]:
+def _without_numpy_warnings() -> Iterator[None]:
     with np.errstate(all="ignore"):
         yield
 

@@ -19,7 +19,9 @@ struct Layout {
       total;
 };
 
-constexpr std::ptrdiff_t whole(std::ptrdiff_t n) { return (n + L - 1) / L * L; }
+// Lines of whole vectors, an odd number of 64 bytes: neighbouring lines then lie in different sets
+// of the first-level cache.
+constexpr std::ptrdiff_t line_of(std::ptrdiff_t n) { return ((n + 7) / 8 | 1) * 8; }
 
 template <class T>
 MAHAL_INLINE Layout layout_of(const WindowAdjointBlock<T>& b) {
@@ -31,8 +33,8 @@ MAHAL_INLINE Layout layout_of(const WindowAdjointBlock<T>& b) {
     return here;
   };
   const std::ptrdiff_t n = b.bands;
-  s.ld = whole(b.source_end - b.source_begin);
-  s.columns = whole(b.col_end - b.col_begin);
+  s.ld = line_of(b.source_end - b.source_begin);
+  s.columns = line_of(b.col_end - b.col_begin);
   s.channels = static_cast<int>((b.matrices ? n * (n + 1) / 2 : 0) + n + 1);
   s.sums = take(b.windows * s.channels * s.ld);
   s.prefix = take(s.ld + L);
@@ -392,9 +394,10 @@ struct Adjoint {
       prefix[0] = 0;
       V carry = S::zero();
       for (std::ptrdiff_t c = 0; c < s.ld; c += L) {
-        const V v = S::prefix_sum(S::load(from + c)) + carry;
-        S::storeu(prefix + c + 1, v);
-        carry = S::set1(v[L - 1]);
+        const V v = S::prefix_sum(S::load(from + c));
+        S::storeu(prefix + c + 1, v + carry);
+        // Only this addition waits for the vector before.
+        carry = carry + S::set1(v[L - 1]);
       }
       const WindowSpans& spans = b.col_spans[w];
       for (std::ptrdiff_t c = 0; c < s.columns; c += L) {
