@@ -8,13 +8,15 @@ namespace {
 
 constexpr int factors = similarity_factors;  // of 1, 1, both deviations and the other deviation
 
+// The first derivative of a window; the others follow `plane_size` apart.
 template <class T>
-__device__ __forceinline__ double* derivative_at(const StructuralSimilarityBackwardLaunch<T>& p,
-                                                 int factor, std::int64_t channel, int row,
-                                                 int col) {
-  const auto& images = p.images;
-  return p.derivatives + ((factor * images.channels + channel) * images.rows + row) * images.cols +
-         col;
+__device__ __forceinline__ double* derivatives_at(const StructuralSimilarityBackwardLaunch<T>& p,
+                                                  std::int64_t channel, int row, int col) {
+  return p.derivatives + (channel * p.images.rows + row) * p.images.cols + col;
+}
+template <class T>
+__device__ __forceinline__ std::int64_t plane_size(const StructuralSimilarityBackwardLaunch<T>& p) {
+  return p.images.channels * p.images.rows * p.images.cols;
 }
 
 // Derivatives of the scores of all pixels that have theirs from this window.
@@ -60,10 +62,11 @@ __global__ void __launch_bounds__(block_threads)
     const double found[factors] = {by_x - 2 * s.x * by_variance - s.y * by_common,
                                    by_y - 2 * s.y * by_variance - s.x * by_common, by_variance,
                                    by_common};
+    const double scale = grad * s.total;
+    const std::int64_t step = plane_size(p);
+    double* to = derivatives_at(p, channel, row, col);
   MAHAL_UNROLL
-    for (int k = 0; k < factors; ++k) {
-      *derivative_at(p, k, channel, row, col) = grad == 0 ? 0 : found[k] * grad * s.total;
-    }
+    for (int k = 0; k < factors; ++k, to += step) *to = grad == 0 ? 0 : found[k] * scale;
   });
 }
 
@@ -98,6 +101,7 @@ __global__ void __launch_bounds__(block_threads)
   double* weights = simt::dynamic_shared<double>();
   double* sums = weights + window;  // factors x tile_rows x width
   const int plane = images.tile_rows * width;
+  const std::int64_t step = plane_size(p);
   for (int t = thread; t < window; t += block_threads) weights[t] = images.weights[t];
   const int across = (images.cols - 1) / tile_cols + 1;
   const int down = (images.rows - 1) / images.tile_rows + 1;
@@ -120,7 +124,9 @@ __global__ void __launch_bounds__(block_threads)
         const double weight =
             adjoint_weight(weights, window, centre, row, images.rows, mirrored);
         double found[factors];
-        for (int k = 0; k < factors; ++k) found[k] = *derivative_at(p, k, channel, centre, col);
+        const double* from = derivatives_at(p, channel, centre, col);
+  MAHAL_UNROLL
+        for (int k = 0; k < factors; ++k, from += step) found[k] = *from;
         // From the origins of that window to those of this tile. Tiles of windows begin at the
         // edge of the map.
         const double* other =

@@ -44,9 +44,14 @@ def as_rows(x: Tensor) -> Tensor:
     return x.movedim(1, -1).reshape(-1, x.shape[1])
 
 
+def several_processes(synchronize: bool) -> bool:
+    """Whether there are sums to take over processes."""
+    return synchronize and distributed.is_available() and distributed.is_initialized()
+
+
 def _summed(tensor: Tensor, synchronize: bool) -> Tensor:
     """The sum over all processes, with gradients."""
-    if not (synchronize and distributed.is_available() and distributed.is_initialized()):
+    if not several_processes(synchronize):
         return tensor
     from torch.distributed.nn.functional import all_reduce
 
@@ -55,7 +60,7 @@ def _summed(tensor: Tensor, synchronize: bool) -> Tensor:
 
 def moments(rows: Tensor, structure: str, synchronize: bool) -> Moments:
     """Of the samples of all processes. Scatter is about the common mean: nothing cancels."""
-    count = _summed(rows.new_tensor(rows.shape[0]), synchronize)
+    count = _summed(rows.new_full((), rows.shape[0]), synchronize)
     # Sums about a sample of our own would differ between processes; a mean of means does as well.
     mean = _summed(rows.sum(0), synchronize) / count
     mean = mean + _summed((rows - mean).sum(0), synchronize) / count
@@ -159,16 +164,17 @@ class Background(Statistics):
         name = type(self).__name__
         check_features(name, "x", x, self.num_features)
         check_device(name, "x", x, self.mean)
+        self._check_count(x)
         rows = as_rows(x.detach()).to(torch.promote_types(working_dtype(x), self.mean.dtype))
-        found = moments(rows, self.structure, self.synchronize)
-        self._check_count(found, x)
-        return found
+        return moments(rows, self.structure, self.synchronize)
 
-    def _check_count(self, found: Moments, x: Tensor) -> None:
-        if found.count < 2:
+    def _check_count(self, x: Tensor) -> None:
+        # What other processes have would take a wait for the device.
+        count = x.numel() // self.num_features
+        if count < 2 and not several_processes(self.synchronize):
             raise ValueError(
                 f"{type(self).__name__}: x: must have at least 2 samples for a covariance, got "
-                f"{int(found.count)} in a tensor of shape {tuple(x.shape)}"
+                f"{count} in a tensor of shape {tuple(x.shape)}"
             )
 
     @torch.no_grad()
@@ -235,11 +241,11 @@ class Background(Statistics):
         Raises
         ------
         ValueError
-            Fewer than 2 samples in all processes.
+            Fewer than 2 samples, where those of one process count.
         """
+        self._check_count(x)
         rows = as_rows(x).to(torch.promote_types(working_dtype(x), self.mean.dtype))
         found = moments(rows, self.structure, self.synchronize)
-        self._check_count(found, x)
         if self.momentum is None:
             self.fit(x)
         else:

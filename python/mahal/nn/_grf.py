@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from mahal.nn._background import Statistics, check_choice
+from mahal.nn._background import Statistics, check_choice, several_processes
 from mahal.nn._checks import as_number, as_share
 from mahal.ops.grf import grf_fit, grf_kl, grf_log_likelihood, grf_power, grf_sample
 
@@ -204,7 +204,7 @@ class GRFPrior(Statistics):
             )
         found = torch.from_numpy(grf_power(image)).to(self.power.device)
         count = self.planes.new_tensor(image.shape[:-2].numel())
-        if self.synchronize and distributed.is_available() and distributed.is_initialized():
+        if several_processes(self.synchronize):
             found = found * count
             distributed.all_reduce(found)
             distributed.all_reduce(count)

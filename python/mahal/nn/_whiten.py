@@ -39,10 +39,14 @@ class Whiten(nn.Module):
     background : Background
         With the running statistics as buffers; its `fit` takes samples outside training.
 
+    Notes
+    -----
+    Before any sample mean and covariance are 0 and I.
+
     Raises
     ------
     ValueError
-        Wrong shapes or devices, fewer than 2 samples in training, or no sample before evaluation.
+        Wrong shapes or devices, or fewer than 2 samples in training.
     TypeError
         Features that are not real floating point.
 
@@ -96,11 +100,6 @@ class Whiten(nn.Module):
             rows = as_rows(x).to(torch.promote_types(working_dtype(x), background.mean.dtype))
             if self.training:
                 y = background.apply_to(rows, *background.of_batch(x))
-            elif background.samples == 0:
-                raise ValueError(
-                    "Whiten: x: must come after a batch in training, or background.fit, "
-                    "got the first samples in evaluation"
-                )
             else:
                 y = background.whiten(rows)
             shape = (x.shape[0], *x.shape[2:], x.shape[1])
