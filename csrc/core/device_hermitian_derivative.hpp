@@ -38,6 +38,11 @@ struct DerivativeTeam {
     math.team.sync();
   }
 
+  __device__ MAHAL_DEVICE_CALL void multiply_all(Entries<N> left, Entries<N> right,
+                                                 Entries<N> to) const {
+    multiply(left, right, to);
+  }
+
   // x = L^-1, whose entries above the diagonal are not written.
   __device__ MAHAL_DEVICE_CALL void invert_factor(Entries<N> l, Reals inverse_pivots,
                                                   Entries<N> x) const {
@@ -74,18 +79,18 @@ struct DerivativeTeam {
   // the Hermitian direction x. `middle` may be x.
   __device__ MAHAL_DEVICE_CALL void log_derivative(Entries<N> u, Reals values, Entries<N> x,
                                                    Entries<N> middle, Entries<N> half) const {
-    multiply(x, u, half);
+    multiply_all(x, u, half);
     math.each_entry([&](int k, int l) {
       N sum{};
       for (int i = 0; i < n; ++i) sum = sum + conjugate(u(i, k)) * half(i, l);
       middle(k, l) = sum * log_slope(values[k], values[l]);
     });
     math.team.sync();
-    multiply(u, middle, half);
+    multiply_all(u, middle, half);
   }
 
   // Entry (i, j) of x y^H
-  __device__ __forceinline__ N row_product(Entries<N> x, Entries<N> y, int i, int j) const {
+  __device__ MAHAL_DEVICE_CALL N row_product(Entries<N> x, Entries<N> y, int i, int j) const {
     N sum{};
     for (int k = 0; k < n; ++k) sum = sum + x(i, k) * conjugate(y(j, k));
     return sum;

@@ -88,19 +88,19 @@ struct PairGradient {
   __device__ static double inverse_looks(double looks_a, double looks_b) {
     return 1 / looks_a + 1 / looks_b - 1 / (looks_a + looks_b);
   }
-  __device__ void factor_both() {
+  __device__ MAHAL_DEVICE_CALL void factor_both() {
     math.factor(a, pivots_a, 0);
     math.factor(b, pivots_b, 0);
   }
   // All of A - B, from the lower triangles.
-  __device__ void take_difference(M to) const {
+  __device__ MAHAL_DEVICE_CALL void take_difference(M to) const {
     math.each_entry([&](int i, int j) {
       to(i, j) = j <= i ? a(i, j) - b(i, j) : conjugate(a(j, i) - b(j, i));
     });
     math.team.sync();
   }
   // Entry (i, j) of x y
-  __device__ __forceinline__ N product(M x, M y, int i, int j) const {
+  __device__ MAHAL_DEVICE_CALL N product(M x, M y, int i, int j) const {
     N sum{};
     for (int k = 0; k < n; ++k) sum = sum + x(i, k) * y(k, j);
     return sum;
@@ -121,7 +121,7 @@ struct PairGradient {
     derivative.invert(a, pivots_a, half);
     derivative.invert(b, pivots_b, half);
     derivative.invert(mix, pivots_mix, half);
-    derivative.multiply(mix, gap, half);
+    derivative.multiply_all(mix, gap, half);
     const double factor = c * wa * wb * both;
     math.each_lower(0, [&](int i, int j) {
       first(i, j, product(half, a, i, j) * factor);
@@ -142,10 +142,10 @@ struct PairGradient {
       for (int k = 0; k < n; ++k) total = total + half(i, k) * sum(k, j);
       return total;
     };
-    derivative.multiply(a, gap, half);
+    derivative.multiply_all(a, gap, half);
     math.each_lower(0, [&](int i, int j) { first(i, j, with_sum(i, j)); });
     math.team.sync();
-    derivative.multiply(b, gap, half);
+    derivative.multiply_all(b, gap, half);
     math.each_lower(0, [&](int i, int j) { second(i, j, with_sum(i, j) * -1.0); });
   }
 
@@ -262,10 +262,10 @@ struct PairGradient {
       for (int k = 0; k < n; ++k) sum = sum + (x(i, k) - y(i, k)) * conjugate(work(j, k));
       return sum;
     };
-    derivative.multiply(p, x, work);
+    derivative.multiply_all(p, x, work);
     math.each_lower(0, [&](int i, int j) { first(i, j, with_gap(i, j)); });
     math.team.sync();
-    derivative.multiply(q, y, work);
+    derivative.multiply_all(q, y, work);
     math.each_lower(0, [&](int i, int j) { second(i, j, with_gap(i, j) * -1.0); });
   }
 };

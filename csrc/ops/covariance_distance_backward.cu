@@ -21,7 +21,7 @@ struct GradientWriter {
   int n;
   double scale;
 
-  __device__ void operator()(int i, int j, N value) const {
+  __device__ MAHAL_DEVICE_CALL void operator()(int i, int j, N value) const {
     if (out == nullptr) return;
     N scaled = value * scale;
     if (i == j) scaled = to_number<N>(real_part(scaled));
