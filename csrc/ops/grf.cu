@@ -235,8 +235,15 @@ std::size_t small_plane_elements(const GrfLaunch<T>& p) {
   return static_cast<std::size_t>(p.rows.n) * (p.cols.n | 1);
 }
 
+// Blocks whose lines have room in the registers of a multiprocessor; left alone, ptxas spills some
+// of them to fit one block more.
 template <class T, int largest>
-__global__ void __launch_bounds__(most_warps* warp_lanes) small_planes(GrfLaunch<T> p) {
+inline constexpr int resident_blocks =
+    sizeof(T) == 4 ? (largest == 32 ? 5 : 3) : (largest == 32 ? 3 : 2);
+
+template <class T, int largest>
+__global__ void
+__launch_bounds__(most_warps* warp_lanes, resident_blocks<T, largest>) small_planes(GrfLaunch<T> p) {
   const int lane = static_cast<int>(threadIdx.x) % warp_lanes;
   const int warp = static_cast<int>(threadIdx.x) / warp_lanes;
   const int warps = static_cast<int>(blockDim.x) / warp_lanes;
