@@ -590,3 +590,17 @@ def test_examples() -> None:
     result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test)
     assert result.failed == 0
     assert result.attempted > 20
+
+
+@pytest.mark.cuda
+def test_on_a_device() -> None:
+    for make, x in modules():
+        module = make().eval()
+        expected = module(x)
+        found = copy.deepcopy(module).cuda()(x.cuda())
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+    prior = nn.GRFPrior(learn="likelihood", shape=(16, 20)).cuda()
+    prior.update(planes(20, 1).cuda())
+    other = nn.GRFPrior(learn="likelihood", shape=(16, 20))
+    other.update(planes(20, 1))
+    torch.testing.assert_close(prior.range.cpu(), other.range, rtol=1e-4, atol=0)

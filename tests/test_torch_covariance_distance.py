@@ -207,3 +207,15 @@ def test_scores_left_out_of_a_loss() -> None:
     score[status == 0].sum().backward()
     assert x.grad.isfinite().all()
     assert not x.grad[1].any()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("metric", "dtype"), KINDS)
+def test_on_a_device(metric: str, dtype: str) -> None:
+    grads = []
+    for device in ("cpu", "cuda"):
+        inputs = with_grad(*(t.to(device) for t in pairs(40, dtype=dtype)))
+        loss = distance(metric)(*inputs).sum() + logarithm(inputs[0]).abs().square().sum()
+        grads.append([g.cpu() for g in torch.autograd.grad(loss, inputs)])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)

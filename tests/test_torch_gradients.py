@@ -517,7 +517,7 @@ def test_compile_of_a_map() -> None:
 def test_the_examples_of_the_page_run() -> None:
     page = (Path(__file__).parents[1] / "docs" / "torch.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     torch.compiler.reset()
     exec("\n".join(blocks), {})
 

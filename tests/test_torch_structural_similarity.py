@@ -121,3 +121,15 @@ def test_func() -> None:
     torch.testing.assert_close(
         torch.func.hessian(loss)(x, y), torch.func.jacrev(torch.func.jacrev(loss))(x, y)
     )
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("border", BORDERS)
+def test_on_a_device(border: str) -> None:
+    grads = []
+    for device in ("cpu", "cuda"):
+        inputs = with_grad(*(t.to(device) for t in images((50, 140, 3))))
+        similarity(*inputs, border=border).sum().backward()
+        grads.append([t.grad.cpu() for t in inputs])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
