@@ -208,7 +208,7 @@ def emulator(session: nox.Session) -> None:
         MAHAL_WERROR="ON",
         MAHAL_SANITIZE="address,undefined",
     )
-    session.run("ctest", "--test-dir", str(folder), "--output-on-failure")
+    session.run("ctest", "--test-dir", str(folder), "--output-on-failure", "-j", "2")
     preload = [_compiler_file(name) for name in ("libasan.so", "libstdc++.so")]
     _pytest(
         session,

@@ -71,7 +71,6 @@ SPEC = OpSpec(
     cases=cases,
     invariants=[status_tells_where_scores_are],
     emulated=True,
-    cuda=True,
 )
 
 

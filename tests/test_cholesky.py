@@ -64,7 +64,6 @@ SPEC = OpSpec(
     constant=1.0,
     invariants=[upper_triangle_is_zero, factor_gives_the_matrix],
     emulated=True,
-    cuda=True,
 )
 
 

@@ -65,7 +65,6 @@ SPEC = OpSpec(
     constant=4.0,
     scale=scale,
     emulated=True,
-    cuda=True,
 )
 
 

@@ -44,7 +44,6 @@ SPEC = OpSpec(
     cases=cases,
     invariants=[symmetric],
     emulated=True,
-    cuda=True,
 )
 
 

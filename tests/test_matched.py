@@ -243,7 +243,7 @@ def test_global_scores_of_the_cuda_kernels_against_the_reference(spec: OpSpec) -
     "spec", [GLOBAL_ACE, GLOBAL_FILTER, GLOBAL_COMPLEX, GLOBAL_COMPLEX_FILTER, GLOBAL_CEM]
 )
 def test_global_scores_on_a_device(spec: OpSpec) -> None:
-    run_op_checks(replace(spec, cuda=True), backends=["cuda"])
+    run_op_checks(replace(spec, emulated=True), backends=["cuda"])
 
 
 @needs_emulator

@@ -77,7 +77,7 @@ def test_the_cuda_kernels_against_the_reference() -> None:
 
 @pytest.mark.cuda
 def test_on_a_device_against_the_reference() -> None:
-    run_op_checks(replace(SPEC, cuda=True), backends=["cuda"])
+    run_op_checks(replace(SPEC, emulated=True), backends=["cuda"])
 
 
 def field_scene(shape: tuple[int, ...], circular: bool, seed: int) -> np.ndarray:

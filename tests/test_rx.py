@@ -134,7 +134,7 @@ def test_global_scores_of_the_cuda_kernels_against_the_reference() -> None:
 
 @pytest.mark.cuda
 def test_global_scores_on_a_device_against_the_reference() -> None:
-    run_op_checks(replace(SPEC, cases=global_cases, cuda=True), backends=["cuda"])
+    run_op_checks(replace(SPEC, cases=global_cases, emulated=True), backends=["cuda"])
 
 
 @pytest.mark.cuda

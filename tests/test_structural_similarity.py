@@ -51,7 +51,6 @@ SPEC = OpSpec(
     invariants=[at_most_one],
     promoted=(np.uint8,),
     emulated=True,
-    cuda=True,
 )
 
 
