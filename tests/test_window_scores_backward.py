@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import mahal
@@ -12,6 +14,8 @@ from mahal.ops._window_gradients import window_scores_backward
 from mahal.testing import (
     Case,
     OpSpec,
+    backend,
+    backends,
     random_scene,
     random_spd,
     run_op_checks,
@@ -66,7 +70,8 @@ def backward(
     center: bool = True,
     mask: Any = None,
 ) -> tuple[Any, ...]:
-    params = {"window": window, "border": border, "center": center, "mask": mask}
+    public = window if window[0] > 0 else window[1]
+    params = {"window": public, "border": border, "center": center, "mask": mask}
     _, status = scores(image, target, kind, covariance=covariance, **params)
     found = window_scores_backward(
         image,
@@ -83,7 +88,7 @@ def backward(
         0,
     )
     given = [t for t in found if t is not None]
-    if isinstance(image, np.ndarray):
+    if hasattr(image, "astype"):
         return tuple(t.astype(image.dtype) for t in given)
     return tuple(t.to(image.dtype) for t in given)
 
@@ -154,6 +159,94 @@ SPEC = OpSpec(
 
 def test_against_the_reference() -> None:
     assert run_op_checks(SPEC, thread_counts=(1, 3)).failures == 0
+
+
+def few_cases(rng: np.random.Generator) -> Iterator[Case]:
+    """For the emulator: each score, border and size of the squares of a thread."""
+    for kind, shape, targets, params in [
+        ("rx", (6, 7, 3), 0, {"window": (1, 5)}),
+        ("rx", (5, 6, 2), 0, {"window": (3, 5), "border": "reflect"}),
+        ("rx", (7, 7, 33), 0, {"window": (1, 7), "border": "valid"}),
+        ("rx", (5, 5, 2), 0, {"window": (0, 3), "center": False, "mask": rng.random((5, 5)) < 0.8}),
+        ("ace", (5, 6, 3), 2, {"window": (1, 5)}),
+        ("signed_ace", (5, 5, 2), 1, {"window": (1, 3), "mask": rng.random((5, 5)) < 0.9}),
+        ("subspace_ace", (5, 6, 4), 2, {"window": (1, 5)}),
+        ("filter", (5, 5, 2), 2, {"window": (1, 5), "border": "reflect"}),
+        ("normalized_filter", (5, 5, 3), 1, {"window": (1, 5), "center": False}),
+    ]:
+        inner, outer = params["window"]
+        yield Case(
+            f"{kind} {shape} {sorted(params)}",
+            arguments(shape, kind, rng, targets),
+            {"kind": kind, **params},
+            condition=10.0,
+            terms=outer * outer - inner * inner,
+            broadcast_axis=None,
+        )
+    for kind in ("ace", "subspace_ace"):
+        given = (*arguments((5, 6, 3), kind, rng, 2), random_spd(3, 10.0, rng))
+        params = {"window": (1, 5), "border": "reflect", "mask": rng.random((5, 6)) < 0.8}
+        yield Case(f"fixed {kind}", given, {"kind": kind, **params}, condition=10.0, terms=24)
+
+
+@pytest.mark.skipif("emu" not in backends(), reason="no emulator in this build")
+@pytest.mark.parametrize(("layout", "count"), [("C", 1), ("negative", None)])
+def test_kernels_of_devices_against_the_reference(layout: str, count: int | None) -> None:
+    def some(rng: np.random.Generator) -> Iterator[Case]:
+        return islice(few_cases(rng), count)
+
+    emulated = replace(SPEC, cases=some, layouts=(layout,), emulated=True)
+    found = run_op_checks(emulated, backends=["emu"], libraries=["numpy"], thread_counts=(1,))
+    assert found.failures == 0
+
+
+@pytest.mark.cuda
+def test_on_a_device_against_the_reference() -> None:
+    assert run_op_checks(replace(SPEC, emulated=True), backends=["cuda"]).failures == 0
+
+
+@pytest.mark.skipif("emu" not in backends(), reason="no emulator in this build")
+@pytest.mark.filterwarnings("ignore::mahal.SingularWarning")
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("kind", ["rx", "filter"])
+def test_broken_gradients_and_windows_on_devices(kind: str, fixed: bool) -> None:
+    rng = np.random.default_rng(8)
+    image, gradient, *target = arguments((9, 12, 2), kind, rng)
+    image[1:6, 1:6] = image[3, 3]  # a constant window
+    image[8, 0, 0] = np.nan
+    mask = rng.random((9, 12)) < 0.9
+    mask[8, 0] = True
+    given = (target[0] if target else None, random_spd(2, 4.0, rng) if fixed else None)
+    params: dict[str, Any] = {"kind": kind, "window": (1, 5), "mask": mask}
+    for value in (gradient[4, 8, 0], np.nan):
+        gradient[4, 8] = value
+        want = backward(image, gradient, *given, **params)
+        with backend("emu"):
+            found = backward(image, gradient, *given, **params)
+        for got, right in zip(found, want, strict=True):
+            np.testing.assert_array_equal(np.isnan(got), np.isnan(right))
+            assert np.isnan(value) == np.isnan(right).any()
+            rest = ~np.isnan(right)
+            largest = np.abs(right[rest]).max(initial=0)
+            np.testing.assert_allclose(
+                got[rest], right[rest], rtol=0, atol=tolerance(np.float64, terms=24) * 10 * largest
+            )
+
+
+@pytest.mark.skipif("emu" not in backends(), reason="no emulator in this build")
+@pytest.mark.filterwarnings("ignore::mahal.SingularWarning")
+def test_without_scores_the_gradients_on_devices_are_zero() -> None:
+    rng = np.random.default_rng(9)
+    image, gradient, target = arguments((4, 5, 2), "ace", rng)
+    negative = np.diag([1.0, -1.0])
+    lonely = np.zeros((4, 5), bool)
+    lonely[2, 2] = True
+    with backend("emu"):
+        for covariance, mask in ((negative, None), (None, lonely)):
+            found = backward(
+                image, gradient, target, covariance, kind="ace", window=(1, 3), mask=mask
+            )
+            assert all((f == 0).all() for f in found)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -449,6 +449,7 @@ void Gradients::squares(const double* rows, int count, int bands, int padded, do
 
 template void Gradients::rows(const RowsLaunch<float, float>&) const;
 template void Gradients::rows(const RowsLaunch<float, double>&) const;
+template void Gradients::rows(const RowsLaunch<double, float>&) const;
 template void Gradients::rows(const RowsLaunch<double, double>&) const;
 template void Gradients::cross(const CrossLaunch<float>&) const;
 template void Gradients::cross(const CrossLaunch<double>&) const;

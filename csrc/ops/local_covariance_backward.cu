@@ -13,6 +13,7 @@
 #include <string>
 
 #include "core/device_matrix.hpp"
+#include "core/device_windows.hpp"
 #include "core/simt.hpp"
 #include "ops/local_covariance_backward_cuda.hpp"
 
@@ -37,17 +38,6 @@ struct Parameters {
   int columns;  // of one block
 };
 
-struct Span {
-  int begin, end;
-};
-
-// Both windows of a ring slide inside the image; only `reflect` lets them reach beyond it.
-__device__ __forceinline__ int window_start(int i, int n, int side, Border border) {
-  const int start = i - side / 2;
-  if (border == Border::reflect) return start;
-  return start < 0 ? 0 : start > n - side ? n - side : start;
-}
-
 // The samples of the window of pixel i as interval k of at most three; mirrored ones have their
 // own.
 __device__ __forceinline__ Span samples_of(int i, int n, int side, Border border, int k) {
@@ -56,21 +46,6 @@ __device__ __forceinline__ Span samples_of(int i, int n, int side, Border border
   if (k == 0) return {start < 0 ? 0 : start, end > n ? n : end};
   if (k == 1) return {1 - (end < 0 ? end : 0), 1 - start};
   return {2 * n - 1 - end, 2 * n - 1 - (start > n ? start : n)};
-}
-
-// The pixels whose windows hold sample i, likewise. Edge samples are not repeated.
-__device__ __forceinline__ Span holders_of(int i, int n, int side, int reach, Border border,
-                                           int k) {
-  if ((k == 1 && i == 0) || (k == 2 && i == n - 1)) return {0, 0};
-  const int v = k == 0 ? i : k == 1 ? -i : 2 * (n - 1) - i;
-  const int half = side / 2;
-  const bool slides = border != Border::reflect;
-  int begin = slides && v < side ? 0 : v - side + 1 + half;
-  int end = slides && v >= n - side ? n : v + half + 1;
-  const int edge = border == Border::valid ? reach : 0;
-  if (begin < edge) begin = edge;
-  if (end > n - edge) end = n - edge;
-  return {begin, end};
 }
 
 template <class Of, class Add>

@@ -71,31 +71,6 @@ struct Team {
   }
 };
 
-// The pixel at a position of the windows, or -1 where it is no sample.
-__device__ __forceinline__ std::int64_t sample_at(const WindowsOfImage& a, int row, int col) {
-  const std::int64_t pixel = std::int64_t{mirrored(row, a.rows)} * a.cols + mirrored(col, a.cols);
-  return a.pixel_status[pixel] == status_ok ? pixel : -1;
-}
-
-// The windows of one pixel.
-struct Place {
-  int top, left, guard_top, guard_left;
-
-  __device__ __forceinline__ Place(const WindowsOfImage& a, int row, int col) {
-    top = window_start(row, a.rows, a.window.outer, a.border);
-    left = window_start(col, a.cols, a.window.outer, a.border);
-    guard_top = window_start(row, a.rows, a.window.inner, a.border);
-    guard_left = window_start(col, a.cols, a.window.inner, a.border);
-  }
-  // Sample `k` of the square of the outer window, row by row, or -1 in the guard window.
-  __device__ __forceinline__ std::int64_t sample(const WindowsOfImage& a, int k) const {
-    const int row = top + k / a.window.outer, col = left + k % a.window.outer;
-    const bool guarded = row >= guard_top && row < guard_top + a.window.inner &&
-                         col >= guard_left && col < guard_left + a.window.inner;
-    return guarded ? -1 : sample_at(a, row, col);
-  }
-};
-
 // Whether no pixel can have a score, for want of a background.
 __device__ __forceinline__ bool is_hopeless(const WindowsOfImage& a) {
   const BackgroundState& state = *a.state;

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/background.hpp"
+#include "core/device_plan.hpp"
 #include "core/image_checks.hpp"
 #include "core/whitening.hpp"
 #include "core/window_spans.hpp"
@@ -12,8 +13,10 @@
 #include "ops/cholesky_kernel.hpp"
 #include "ops/matched_rows.hpp"
 #include "ops/mean_covariance_kernel.hpp"
+#include "ops/rx_cuda.hpp"
 #include "ops/rx_kernel.hpp"
 #include "ops/rx_limits.hpp"
+#include "ops/window_scores_backward_cuda.hpp"
 
 namespace mahal {
 
@@ -695,6 +698,145 @@ void store_covariance_gradient(const Plan& p, const Shape& s, double* out) {
   }
 }
 
+// The same on a device: each step a launch.
+template <class T>
+struct DevicePlan {
+  DeviceBackground background;
+  EstimateLaunch<T> estimate;
+  WindowScoresBackwardLaunch<T> windows;
+  double* targets;  // whitened
+  double* tiles;    // of whitening
+  double* identity;
+  double* inverse;  // L^-1
+  double* products;
+};
+
+template <class T>
+DevicePlan<T> plan_device(Scratch& scratch, const WindowScoresBackwardParams& params,
+                          const TensorView& image, const TensorView& target,
+                          const TensorView& covariance, const TensorView& mask) {
+  const Shape s = shape_of(params, image, target);
+  const bool fixed = is_given(covariance);
+  const std::int64_t n = s.bands;
+  DevicePlan<T> p{};
+  p.background = plan_device_background(scratch, s.bands);
+  const std::int64_t needed = fixed ? 1 : n + (params.center ? 1 : 0);
+  p.estimate = plan_estimate<T>(scratch, p.background, image, mask, {1, params.center}, {},
+                                Scale::samples, needed, fixed);
+  WindowScoresBackwardLaunch<T>& w = p.windows;
+  w.rows = s.rows;
+  w.cols = s.cols;
+  w.bands = s.bands;
+  w.pitch = window_pitch(s.bands);
+  w.border = params.border;
+  w.window = params.window;
+  w.center = params.center;
+  w.fixed = fixed;
+  w.score = params.score;
+  w.target_count = s.targets;
+  w.rank = window_rank(s.targets, s.subspace);
+  w.pixel_status = p.estimate.samples.status;
+  w.image = scratch.take<double>(s.pixels * w.pitch);
+  w.targets = p.targets = scratch.take<double>(static_cast<std::int64_t>(s.targets) * w.pitch);
+  p.tiles = plan_whiten_tiles(scratch, std::max<std::int64_t>({s.pixels, s.targets, n}), s.bands);
+  p.identity = scratch.take<double>(n * n);
+  p.inverse = scratch.take<double>(n * n);
+  w.quiet = scratch.take<std::uint8_t>(s.pixels);
+  w.states = scratch.take<std::uint8_t>(s.pixels);
+  w.vectors = scratch.take<double>(s.pixels * w.rank * w.pitch);
+  w.coefficients = scratch.take<double>(s.pixels * 4 * w.rank);
+  w.weights = scratch.take<double>(s.pixels * 2 * s.targets);
+  const std::int64_t room = window_solve_room(s.bands, s.targets, s.subspace);
+  w.matrices = scratch.take<double>(window_blocks(s.pixels, room) * room);
+  const std::int64_t matrix = fixed ? n * n : 0;
+  w.parts = scratch.take<double>(cross_chunks(s.pixels) * std::max(matrix, s.targets * n));
+  w.target_sums = scratch.take<double>(s.targets * n);
+  if (fixed) {
+    w.covariance_sums = scratch.take<double>(matrix);
+    p.products = scratch.take<double>(matrix);
+  }
+  return p;
+}
+
+// y = L^-1 (x - m), as rows of `bands` elements.
+template <class In, class Plan>
+WhitenLaunch<In, double> whiten_rows(const Plan& p, const DevicePixels<In>& pixels,
+                                     const double* mean, double* out, int bands) {
+  WhitenLaunch<In, double> launch{};
+  launch.pixels = pixels;
+  launch.mean = mean;
+  launch.lower = p.background.lower;
+  launch.inverse = p.background.inverse;
+  launch.verdicts.state = p.background.state;
+  launch.whitened = out;
+  launch.out_stride = launch.out_bands = bands;
+  launch.tiles = p.tiles;
+  return launch;
+}
+
+void multiply_rows(Route route, const RowProducts& products, std::uintptr_t stream) {
+  if constexpr (built_with_cuda) {
+    if (route == Route::cuda) cuda::multiply_rows(products, stream);
+  }
+  if constexpr (built_with_emulator) {
+    if (route == Route::emulator) emulator::multiply_rows(products, stream);
+  }
+}
+
+template <class T>
+void launch_kernels(const DevicePlan<T>& p, const TensorView& image, const TensorView& target,
+                    const TensorView& covariance, const TensorView& gradient,
+                    const TensorView& target_gradient, const TensorView& covariance_gradient,
+                    Route route, std::uintptr_t stream) {
+  const WindowScoresBackwardLaunch<T>& w = p.windows;
+  const int n = w.bands;
+  const std::int64_t pixels = static_cast<std::int64_t>(w.rows) * w.cols;
+  with_background(route, op, stream, [&](const auto& device) {
+    device.estimate(p.estimate);
+    if (w.fixed) {
+      load_covariance(device, p.background, covariance);
+    } else {
+      device.factor(factor_of(p.background, n, true));
+    }
+    const double* mean = p.background.mean;
+    device.whiten(whiten_rows<T>(p, device_pixels<T>(image), mean, w.image, w.pitch));
+    if (w.target_count > 0) {
+      dispatch_float(target.dtype, [&]<class Target>() {
+        device.whiten(
+            whiten_rows<Target>(p, device_pixels<Target>(target), mean, p.targets, w.pitch));
+      });
+    }
+    gradients_of(device).identity(p.identity, n);
+    device.whiten(whiten_rows<double>(p, device_rows(p.identity, n, n, n), nullptr, p.inverse, n));
+  });
+  if constexpr (built_with_cuda) {
+    if (route == Route::cuda) cuda::window_scores_backward(w, stream);
+  }
+  if constexpr (built_with_emulator) {
+    if (route == Route::emulator) emulator::window_scores_backward(w, stream);
+  }
+  // Row i of the inverse is column i of L^-1: with it the rows are multiplied by L^-T.
+  with_background(route, op, stream, [&](const auto& device) {
+    RowsLaunch<double, T> back{};
+    back.pixels = device_rows(w.image, pixels, n, w.pitch);
+    back.matrix = p.inverse;
+    back.matrix_row = 1;
+    back.matrix_col = n;
+    back.status = w.quiet;
+    back.out = static_cast<T*>(gradient.data);
+    gradients_of(device).rows(back);
+  });
+  if (w.target_sums) {
+    auto* out = static_cast<double*>(target_gradient.data);
+    multiply_rows(route, {w.target_sums, p.inverse, w.target_count, n, n, out}, stream);
+  }
+  if (w.covariance_sums) {
+    auto* out = static_cast<double*>(covariance_gradient.data);
+    multiply_rows(route, {p.inverse, w.covariance_sums, n, n, n, p.products}, stream);
+    multiply_rows(route, {p.inverse, p.products, n, n, n, out}, stream);
+  }
+}
+
 }  // namespace
 
 std::size_t window_scores_backward_workspace(const WindowScoresBackwardParams& params,
@@ -702,6 +844,12 @@ std::size_t window_scores_backward_workspace(const WindowScoresBackwardParams& p
                                              const TensorView& covariance, int threads) {
   check_inputs(params, image, target, covariance);
   Scratch scratch;
+  if (runs_on_device(image.device)) {
+    dispatch_float(image.dtype, [&]<class T>() {
+      plan_device<T>(scratch, params, image, target, covariance, TensorView{});
+    });
+    return scratch.bytes();
+  }
   make_plan(scratch, params, image, target, covariance, resolve_threads(op, threads));
   return scratch.bytes();
 }
@@ -732,12 +880,28 @@ void window_scores_backward(const WindowScoresBackwardParams& params, const Tens
     }
     check_output(op, "covariance_gradient", covariance_gradient, DType::f64, {s.bands, s.bands});
   }
-  select_route(op, execution, image.device, false);
+  const Route route = select_route(op, execution, image.device, true);
   const int threads = resolve_threads(op, execution.threads);
   check_workspace(op, workspace,
                   window_scores_backward_workspace(params, image, target, covariance, threads));
 
   Scratch scratch(workspace);
+  if (route != Route::cpu) {
+    dispatch_float(image.dtype, [&]<class T>() {
+      DevicePlan<T> p = plan_device<T>(scratch, params, image, target, covariance, mask);
+      WindowScoresBackwardLaunch<T>& w = p.windows;
+      w.status = static_cast<const std::uint8_t*>(status.data);
+      w.score_gradient = static_cast<const T*>(score_gradient.data);
+      w.gradient_row = score_gradient.strides[0];
+      w.gradient_col = score_gradient.strides[1];
+      w.gradient_map = score_gradient.strides[2];
+      if (!is_given(target_gradient)) w.target_sums = nullptr;
+      if (!is_given(covariance_gradient)) w.covariance_sums = nullptr;
+      launch_kernels(p, image, target, covariance, gradient, target_gradient, covariance_gradient,
+                     route, execution.stream);
+    });
+    return;
+  }
   Plan p = make_plan(scratch, params, image, target, covariance, threads);
   if (fixed) {
     compute_mean(p.moments, image, mask, threads);

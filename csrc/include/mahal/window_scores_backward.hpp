@@ -27,7 +27,8 @@ MAHAL_API std::size_t window_scores_backward_workspace(const WindowScoresBackwar
 // score_gradient: (rows, cols, targets), of one map with RX and subspace_ace, dtype of the image,
 // any strides. gradient: the shape and dtype of the image. target_gradient, covariance_gradient:
 // shapes of these in float64, or not given. A gradient of a score that is not finite makes NaN of
-// the pixels of its window alone. Works in float64. CPU.
+// the pixels of its window alone. Works in float64. On a CUDA device a covariance that is not
+// positive definite is no error: it has no scores, and so no gradients.
 MAHAL_API void window_scores_backward(const WindowScoresBackwardParams& params,
                                       const TensorView& image, const TensorView& target,
                                       const TensorView& covariance, const TensorView& mask,
