@@ -200,6 +200,25 @@ def test_kernels_of_devices_against_the_reference(layout: str, count: int | None
     assert found.failures == 0
 
 
+@pytest.mark.skipif("emu" not in backends(), reason="no emulator in this build")
+def test_matrices_beyond_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, gradient, target = arguments((11, 11, 80), "ace", np.random.default_rng(10))
+    given = (image, gradient, target)
+    found = []
+    for kib in ("227", "36"):
+        monkeypatch.setenv("MAHAL_SIMT_SHARED_KIB", kib)
+        with backend("emu"):
+            found.append(backward(*given, kind="ace", window=(1, 11), border="valid"))
+    for near, far in zip(*found, strict=True):
+        np.testing.assert_array_equal(near, far)
+    ring = np.delete(image.reshape(121, 80), 60, axis=0)
+    condition = float(np.linalg.cond(np.cov(ring.T)))
+    want = expected(*given, kind="ace", window=(1, 11), border="valid")
+    for got, right in zip(found[0], want, strict=True):
+        allowed = tolerance(np.float64, condition=condition, terms=120) * np.abs(right).max()
+        np.testing.assert_allclose(got, right, rtol=0, atol=allowed)
+
+
 @pytest.mark.cuda
 def test_on_a_device_against_the_reference() -> None:
     assert run_op_checks(replace(SPEC, emulated=True), backends=["cuda"]).failures == 0
