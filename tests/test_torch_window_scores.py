@@ -8,7 +8,7 @@ from typing import Any
 import mahal
 import numpy as np
 import pytest
-from mahal.testing import random_scene
+from mahal.testing import backend, backends, random_scene
 
 torch = pytest.importorskip("torch")
 
@@ -232,3 +232,27 @@ def test_what_has_no_gradient() -> None:
         mahal.rx(image, window=5, background=IMAGE)
     with pytest.raises(mahal.SingularError, match=r"rx: image: every covariance"):
         mahal.rx(image * 0 + 1, window=5, singular="raise")
+
+
+def gradients_on(device: str, name: str) -> list[Any]:
+    function, tensors = CALLS[name]
+    inputs = with_grad(tuple(t.to(device) for t in tensors))
+    function(*inputs).square().sum().backward()
+    return [t.grad.cpu() for t in inputs]
+
+
+@pytest.mark.skipif("emu" not in backends(), reason="no emulator in this build")
+@pytest.mark.parametrize("name", CALLS)
+def test_kernels_of_devices(name: str) -> None:
+    want = gradients_on("cpu", name)
+    with backend("emu"):
+        found = gradients_on("cpu", name)
+    for got, right in zip(found, want, strict=True):
+        torch.testing.assert_close(got, right)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", CALLS)
+def test_on_a_device(name: str) -> None:
+    for got, right in zip(gradients_on("cuda", name), gradients_on("cpu", name), strict=True):
+        torch.testing.assert_close(got, right)
