@@ -184,7 +184,8 @@ def test_both_envi_scenes_have_wavelengths_and_two_readers_agree(folder):
     ],
 )
 def test_command_on_real_scenes(tmp_path, capsys, folder, name, truth, ending):
-    options = [] if truth is None else ["--truth", str(folder / truth)]
+    options = ["--detector", "rx"]
+    options += [] if truth is None else ["--truth", str(folder / truth)]
     assert cli.main(["detect", str(folder / name), *options, "-o", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     source = SOURCES[Path(name).name]
@@ -278,7 +279,19 @@ def test_command_on_radar_scenes(data_dir, tmp_path, capsys):
     assert "0.96144" in capsys.readouterr().out
     folder = data_dir / "sar" / "airsar_sanfrancisco_t3"
     assert (
-        cli.main(["detect", str(folder), "--false-alarm-rate", "1e-15", "-o", str(tmp_path)]) == 0
+        cli.main(
+            [
+                "detect",
+                str(folder),
+                "--detector",
+                "rx",
+                "--false-alarm-rate",
+                "1e-15",
+                "-o",
+                str(tmp_path),
+            ]
+        )
+        == 0
     )
     assert "channels    HH+VV, HH-VV, HV" in capsys.readouterr().out
 

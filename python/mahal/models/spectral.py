@@ -594,4 +594,5 @@ class SpectralVAE(_SpectralModel):
         for part in spectra.split(SCORED_TOGETHER):
             code = self.networks_.encode(part.expand(self.runs, *part.shape))
             total += _divergence(*code.chunk(2, dim=2)).sum(dim=1)
-        return np.array(total / len(spectra), np.float32)
+        nats = total / len(spectra)
+        return np.asarray(nats.numpy(), np.float32)
