@@ -290,7 +290,9 @@ def test_wrong_parameters(model, options, text):
 
 
 def test_wrong_images(fitted, scene):
-    with pytest.raises(models.ModelError, match="must have 20 bands, as the scene of the training"):
+    with pytest.raises(
+        models.ModelError, match="must have 20 bands, as what the model was fitted to"
+    ):
         fitted.score(scene.image[..., :7])
     with pytest.raises(ValueError, match=r"shape \(rows, cols, bands\)"):
         fitted.score(scene.image[0])

@@ -1,11 +1,19 @@
 """Complete systems: models that learn what is normal in images, with one protocol for all.
 
 `AnomalyDetector` is the protocol: ``fit``, ``score``, ``predict`` at a false-alarm rate, ``save``
-and `load`. Needs ``pip install mahal[models]``.
+and `load`; a `SceneDetector` learns from the pixels of one scene, an `ImageDetector` from many
+images. Needs ``pip install mahal[models]``.
 """
 
 try:
-    from mahal.models._detector import AnomalyDetector, ModelError, TrainingError, load
+    from mahal.models._detector import (
+        AnomalyDetector,
+        ModelError,
+        SceneDetector,
+        TrainingError,
+        load,
+    )
+    from mahal.models._images import ImageDetector
     from mahal.models.mtgan import MTGAN
     from mahal.models.spectral import CollapseWarning, SpectralAutoencoder, SpectralVAE
 except ImportError as error:
@@ -17,7 +25,9 @@ __all__ = [
     "MTGAN",
     "AnomalyDetector",
     "CollapseWarning",
+    "ImageDetector",
     "ModelError",
+    "SceneDetector",
     "SpectralAutoencoder",
     "SpectralVAE",
     "TrainingError",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import abc
 import inspect
 import json
+import math
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -33,6 +35,23 @@ class ModelError(ValueError):
 
 class TrainingError(ArithmeticError):
     """Training has failed; what was there before is unchanged."""
+
+
+def check_number(
+    op: str, name: str, value: Any, low: float, *, whole: bool, open_: bool = False
+) -> None:
+    """A finite number, whole or not, of at least ``low`` or above it."""
+    kinds = (int,) if whole else (int, float)
+    good = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value < low or (open_ and value == low):
+        rule = f"{'a whole number' if whole else 'a number'} {'above' if open_ else 'of at least'}"
+        raise ValueError(f"{op}: {name}: must be {rule} {low}, got {value!r}")
+
+
+def check_choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """One of several words."""
+    if value not in allowed:
+        raise ValueError(f"{op}: {name}: must be one of {', '.join(allowed)}, got {value!r}")
 
 
 _CLASSES: dict[str, type[AnomalyDetector]] = {}
@@ -123,72 +142,18 @@ class AnomalyDetector(abc.ABC):
     # -- learning and scoring
 
     calibration_: ScoreTail
+    bands_: int
 
-    def fit(
-        self: Self,
-        image: Array,
-        *,
-        mask: Array | None = None,
-        progress: bool = False,
-        checkpoint: str | Path | None = None,
-    ) -> Self:
-        """Learn what is normal from the pixels of a scene, and calibrate thresholds on its scores.
-
-        Parameters
-        ----------
-        image : (rows, cols, bands) array
-            numpy array or torch tensor. Anomalies may be in it; they are few by assumption.
-        mask : (rows, cols) bool array, optional
-            True where a pixel is used.
-        progress : bool
-            Show a progress bar.
-        checkpoint : path, optional
-            Folder for the state of the training after every epoch. Where it holds one of a training
-            with the same parameters, that one goes on; it is removed at the end.
-
-        Returns
-        -------
-        AnomalyDetector
-            The model itself.
-
-        Raises
-        ------
-        ValueError
-            Wrong shapes, an image that the model cannot learn from, or fewer than 100 pixels.
-        TrainingError
-            The loss is no longer finite. The model is as it was before.
-        """
-        pixels = self._read("fit", image, mask)
+    @contextmanager
+    def _unchanged_on_failure(self) -> Iterator[None]:
+        """What an error or an interruption leaves is the model of before."""
         before = dict(vars(self))
         try:
-            self._fit(pixels, progress, None if checkpoint is None else Path(checkpoint))
-            self._calibrate(pixels)
+            yield
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
             raise
-        return self
-
-    def calibrate(self: Self, image: Array, *, mask: Array | None = None) -> Self:
-        """Take the thresholds of `predict` from the scores of this scene.
-
-        Parameters
-        ----------
-        image : (rows, cols, bands) array
-        mask : (rows, cols) bool array, optional
-            True where a pixel is used.
-
-        Returns
-        -------
-        AnomalyDetector
-            The model itself.
-        """
-        self._check_fitted("calibrate")
-        self._calibrate(self._read("calibrate", image, mask))
-        return self
-
-    def _calibrate(self, pixels: Pixels) -> None:
-        self.calibration_ = score_tail(self._score(pixels))
 
     def score(self, image: Array, *, mask: Array | None = None) -> Array:
         """Score every pixel, higher for what is less normal.
@@ -196,7 +161,7 @@ class AnomalyDetector(abc.ABC):
         Parameters
         ----------
         image : (rows, cols, bands) array
-            numpy array or torch tensor, with the bands of the scene the model was fitted to.
+            numpy array or torch tensor, with the bands of what the model was fitted to.
         mask : (rows, cols) bool array, optional
             True where a pixel is used.
 
@@ -242,7 +207,7 @@ class AnomalyDetector(abc.ABC):
         ----------
         image : (rows, cols, bands) array
         false_alarm_rate : float
-            Of the scene that the thresholds were calibrated on, see `threshold`.
+            Of what the thresholds were calibrated on, see `threshold`.
         mask : (rows, cols) bool array, optional
             True where a pixel is used.
 
@@ -258,31 +223,31 @@ class AnomalyDetector(abc.ABC):
         if not hasattr(self, "bands_"):
             raise ModelError(f"{type(self).__name__}: {what}: the model is not fitted, call fit")
 
-    bands_: int
-
-    def _read(self, what: str, image: Array, mask: Array | None) -> Pixels:
-        op = f"{type(self).__name__}.{what}"
-        pixels = Pixels(op, image, mask)
-        if what != "fit" and pixels.values.shape[2] != self.bands_:
+    def _check_bands(self, op: str, bands: int) -> None:
+        if bands != self.bands_:
             raise ModelError(
-                f"{op}: image: must have {self.bands_} bands, as the scene of the training, "
-                f"got {pixels.values.shape[2]}"
+                f"{op}: image: must have {self.bands_} bands, as what the model was fitted to, "
+                f"got {bands}"
             )
-        return pixels
 
     @abc.abstractmethod
-    def _fit(self, pixels: Pixels, progress: bool, checkpoint: Path | None) -> None: ...
+    def _read(self, what: str, image: Array, mask: Array | None) -> Any:
+        """The checked image, as `_score` takes it."""
 
     @abc.abstractmethod
-    def _score(self, pixels: Pixels) -> npt.NDArray[np.float32]: ...
+    def _score(self, image: Any) -> npt.NDArray[np.float32]: ...
 
     # -- files
 
     @abc.abstractmethod
     def _tensors(self) -> dict[str, torch.Tensor]: ...
 
+    def _facts(self) -> dict[str, Any]:
+        """What else `_restore` needs, as JSON has it."""
+        return {}
+
     @abc.abstractmethod
-    def _restore(self, tensors: Mapping[str, torch.Tensor]) -> None: ...
+    def _restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None: ...
 
     def save(self, path: str | Path) -> None:
         """Write the fitted model into one safetensors file, its parameters as JSON in the header.
@@ -301,7 +266,7 @@ class AnomalyDetector(abc.ABC):
         path = Path(path)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
-        facts: dict[str, Any] = {"bands": self.bands_}
+        facts: dict[str, Any] = {**self._facts(), "bands": self.bands_}
         tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
         if hasattr(self, "calibration_"):
             tensors["calibration"] = torch.from_numpy(self.calibration_.quantiles)
@@ -345,6 +310,84 @@ class AnomalyDetector(abc.ABC):
         return model
 
 
+SelfScene = TypeVar("SelfScene", bound="SceneDetector")
+
+
+class SceneDetector(AnomalyDetector):
+    """A model of the pixels of one scene."""
+
+    def fit(
+        self: SelfScene,
+        image: Array,
+        *,
+        mask: Array | None = None,
+        progress: bool = False,
+        checkpoint: str | Path | None = None,
+    ) -> SelfScene:
+        """Learn what is normal from the pixels of a scene, and calibrate thresholds on its scores.
+
+        Parameters
+        ----------
+        image : (rows, cols, bands) array
+            numpy array or torch tensor. Anomalies may be in it; they are few by assumption.
+        mask : (rows, cols) bool array, optional
+            True where a pixel is used.
+        progress : bool
+            Show a progress bar.
+        checkpoint : path, optional
+            Folder for the state of the training after every epoch. Where it holds one of a training
+            with the same parameters, that one goes on; it is removed at the end.
+
+        Returns
+        -------
+        AnomalyDetector
+            The model itself.
+
+        Raises
+        ------
+        ValueError
+            Wrong shapes, an image that the model cannot learn from, or fewer than 100 pixels.
+        TrainingError
+            The loss is no longer finite. The model is as it was before.
+        """
+        pixels = self._read("fit", image, mask)
+        with self._unchanged_on_failure():
+            self._fit(pixels, progress, None if checkpoint is None else Path(checkpoint))
+            self._calibrate(pixels)
+        return self
+
+    def calibrate(self: SelfScene, image: Array, *, mask: Array | None = None) -> SelfScene:
+        """Take the thresholds of `predict` from the scores of this scene.
+
+        Parameters
+        ----------
+        image : (rows, cols, bands) array
+        mask : (rows, cols) bool array, optional
+            True where a pixel is used.
+
+        Returns
+        -------
+        AnomalyDetector
+            The model itself.
+        """
+        self._check_fitted("calibrate")
+        self._calibrate(self._read("calibrate", image, mask))
+        return self
+
+    def _calibrate(self, pixels: Pixels) -> None:
+        self.calibration_ = score_tail(self._score(pixels))
+
+    def _read(self, what: str, image: Array, mask: Array | None) -> Pixels:
+        op = f"{type(self).__name__}.{what}"
+        pixels = Pixels(op, image, mask)
+        if what != "fit":
+            self._check_bands(op, pixels.values.shape[2])
+        return pixels
+
+    @abc.abstractmethod
+    def _fit(self, pixels: Pixels, progress: bool, checkpoint: Path | None) -> None: ...
+
+
 def load(path: str | Path) -> AnomalyDetector:
     """Read a model of any class from the file that its `save` wrote.
 
@@ -385,17 +428,48 @@ def load(path: str | Path) -> AnomalyDetector:
     if "calibration" in tensors:
         quantiles = tensors.pop("calibration").numpy()
         model.calibration_ = ScoreTail(quantiles, facts["tail_index"])
-    model._restore(tensors)
+    model._restore(tensors, facts)
     return model
+
+
+def host_array(op: str, name: str, image: Array) -> npt.NDArray[Any]:
+    """A numpy array of the values of a numpy array or torch tensor."""
+    if library_of(image) not in ("numpy", "torch"):
+        raise TypeError(f"{op}: {name}: must be a numpy array or a torch tensor")
+    return np.asarray(image.detach().cpu() if library_of(image) == "torch" else image)
+
+
+def used_pixels(
+    op: str, name: str, values: npt.NDArray[Any], mask: Array | None
+) -> npt.NDArray[np.bool_]:
+    """Pixels of the mask whose values are finite; says how many of them are not."""
+    used: npt.NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=2))
+    lost = ~used
+    if mask is not None:
+        given = host_array(op, "mask", mask)
+        if given.dtype != np.bool_ or given.shape != values.shape[:2]:
+            raise ValueError(
+                f"{op}: mask: must be bool of shape {values.shape[:2]}, "
+                f"got {given.dtype} of shape {given.shape}"
+            )
+        lost &= given
+        used &= given
+    if lost.any():
+        warnings.warn(
+            f"{op}: {name}: {int(lost.sum())} pixels have a value that is not finite and are left "
+            "out",
+            stacklevel=5,
+        )
+    if not used.any():
+        raise ValueError(f"{op}: {name}: has no pixel that can be used")
+    return used
 
 
 class Pixels:
     """A checked scene: values as float32 on the host, and which pixels count."""
 
     def __init__(self, op: str, image: Array, mask: Array | None) -> None:
-        if library_of(image) not in ("numpy", "torch"):
-            raise TypeError(f"{op}: image: must be a numpy array or a torch tensor")
-        values = np.asarray(image.detach().cpu()) if library_of(image) == "torch" else image
+        values = host_array(op, "image", image)
         if values.ndim != 3 or 0 in values.shape:
             raise ValueError(
                 f"{op}: image: must have shape (rows, cols, bands), none of them 0, "
@@ -413,24 +487,7 @@ class Pixels:
                 )
         self.op = op
         self.values: npt.NDArray[np.float32] = np.ascontiguousarray(values, dtype=np.float32)
-        self.used: npt.NDArray[np.bool_] = np.asarray(np.isfinite(self.values).all(axis=2))
-        lost = int((~self.used).sum())
-        if mask is not None:
-            given = np.asarray(mask.cpu() if library_of(mask) == "torch" else mask)
-            if given.dtype != np.bool_ or given.shape != values.shape[:2]:
-                raise ValueError(
-                    f"{op}: mask: must be bool of shape {values.shape[:2]}, "
-                    f"got {given.dtype} of shape {given.shape}"
-                )
-            lost = int((~self.used & given).sum())
-            self.used &= given
-        if lost:
-            warnings.warn(
-                f"{op}: image: {lost} pixels have a value that is not finite and are left out",
-                stacklevel=4,
-            )
-        if not self.used.any():
-            raise ValueError(f"{op}: image: has no pixel that can be used")
+        self.used = used_pixels(op, "image", self.values, mask)
 
     def spectra(self) -> npt.NDArray[np.float32]:
         """The pixels that count, (pixels, bands)."""

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import distributed
 
 from mahal.models._detector import TrainingError
 
@@ -31,7 +32,8 @@ class Batches:
     """Indices of the samples of one epoch after the other, every run in its own order.
 
     Yields (runs, batch) indices; a last batch that is smaller comes too. The order depends on the
-    seed and the epoch only, so that a training that goes on takes the same.
+    seed and the epoch only, so that a training that goes on takes the same. Of several processes
+    each takes its share of every batch.
     """
 
     def __init__(self, samples: int, batch_size: int, runs: int, seed: int) -> None:
@@ -50,7 +52,18 @@ class Batches:
                 for run in range(self.runs)
             ]
         )
-        yield from order.split(self.batch_size, dim=1)
+        rank, world = _place()
+        for batch in order.split(self.batch_size, dim=1):
+            # Every process takes as many steps as the others, or they would wait for it.
+            if batch.shape[1] >= world:
+                yield batch[:, rank::world]
+
+
+def _place() -> tuple[int, int]:
+    """Which of how many processes that train together this one is."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
 
 
 class Learner(LightningModule):
@@ -69,16 +82,50 @@ class Learner(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Order and noise of this epoch, whatever came before it."""
         self.trainer.train_dataloader.epoch = self.current_epoch
-        self.noise = generator(self.seed, "noise", self.current_epoch, device=self.device)
+        place = _place()[:1] if _place()[0] else ()
+        self.noise = generator(self.seed, "noise", self.current_epoch, *place, device=self.device)
 
-    def checked(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss, if it is finite."""
-        if not torch.isfinite(loss.detach()):
+    def checked(self, value: torch.Tensor, name: str = "loss") -> torch.Tensor:
+        """The loss, or a tensor on the way to it, if it is finite."""
+        if not torch.isfinite(value.detach()).all():
             raise TrainingError(
-                f"the loss is not finite in epoch {self.current_epoch + 1}, step "
+                f"the {name} is not finite in epoch {self.current_epoch + 1}, step "
                 f"{self.global_step + 1}: lower learning_rate"
             )
-        return loss
+        return value
+
+
+class _BestWeights(Callback):
+    """Stops when the loss of validation has not fallen for some epochs, and keeps the best state.
+
+    The learner has logged that loss under the name "validation".
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.best: dict[str, Any] = {"loss": math.inf, "epoch": -1, "weights": None}
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the loss of this epoch."""
+        loss = float(trainer.callback_metrics["validation"])
+        if loss < self.best["loss"]:
+            weights = {name: t.detach().clone() for name, t in pl_module.state_dict().items()}
+            self.best = {"loss": loss, "epoch": trainer.current_epoch, "weights": weights}
+        elif trainer.current_epoch - self.best["epoch"] >= self.patience:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go back to the best."""
+        if self.best["weights"] is not None:
+            pl_module.load_state_dict(self.best["weights"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return self.best
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What a checkpoint has kept."""
+        self.best = dict(state_dict)
 
 
 @contextmanager
@@ -119,12 +166,18 @@ def train(
     progress: bool,
     checkpoint: Path | None,
     trainer: Mapping[str, Any] | None = None,
+    validation: Batches | None = None,
+    patience: int | None = None,
 ) -> None:
     """Train for a number of epochs, on a GPU where there is one.
 
-    ``settings`` name the training: a checkpoint of other settings is refused.
+    ``settings`` name the training: a checkpoint of other settings is refused. With ``validation``
+    the training stops when its loss has not fallen for ``patience`` epochs, and the best state is
+    the one that stays.
     """
-    callbacks = []
+    callbacks: list[Callback] = []
+    if patience is not None:
+        callbacks.append(_BestWeights(patience))
     resume = None
     if checkpoint is not None:
         checkpoint.mkdir(parents=True, exist_ok=True)
@@ -152,13 +205,13 @@ def train(
             max_epochs=epochs,
             logger=False,
             callbacks=callbacks,
-            enable_checkpointing=bool(callbacks),
+            enable_checkpointing=checkpoint is not None,
             enable_progress_bar=progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             **{"accelerator": "auto", "devices": 1, **(trainer or {})},
         )
-        run.fit(learner, batches, ckpt_path=resume)
+        run.fit(learner, batches, validation, ckpt_path=resume)
         if run.interrupted:
             raise KeyboardInterrupt
     learner.to("cpu")

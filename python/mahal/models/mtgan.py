@@ -20,12 +20,10 @@ from torch import nn
 from torch.nn import functional
 
 import mahal
-from mahal.models._detector import ModelError, Pixels
+from mahal.models._detector import ModelError, Pixels, check_choice, check_number
 from mahal.models._training import Batches, Learner, one_thread, train
 from mahal.models.spectral import (
     Maps,
-    _check_choice,
-    _check_number,
     _sizes,
     _SpectralModel,
     _Stacked,
@@ -281,21 +279,21 @@ class MTGAN(_SpectralModel):
     def _check(self) -> None:
         super()._check()
         op = type(self).__name__
-        _check_number(op, "neighbourhood", self.neighbourhood, 3, whole=True)
+        check_number(op, "neighbourhood", self.neighbourhood, 3, whole=True)
         if self.neighbourhood % 2 == 0:
             raise ValueError(f"{op}: neighbourhood: must be odd, got {self.neighbourhood}")
         for name in ("scales", "components", "iterations", "features"):
-            _check_number(op, name, getattr(self, name), 1, whole=True)
+            check_number(op, name, getattr(self, name), 1, whole=True)
         if self.neighbours is not None:
-            _check_number(op, "neighbours", self.neighbours, self.components + 2, whole=True)
-        _check_choice(op, "nearness", self.nearness, ("euclidean", "cosine"))
-        _check_choice(op, "combine", self.combine, ("mean", "max"))
-        _check_choice(op, "maps", self.maps, ("pixels", "logarithms", "none"))
+            check_number(op, "neighbours", self.neighbours, self.components + 2, whole=True)
+        check_choice(op, "nearness", self.nearness, ("euclidean", "cosine"))
+        check_choice(op, "combine", self.combine, ("mean", "max"))
+        check_choice(op, "maps", self.maps, ("pixels", "logarithms", "none"))
         if not (isinstance(self.share, float) and 0 < self.share < 0.5):
             raise ValueError(f"{op}: share: must lie between 0 and 0.5, got {self.share!r}")
         if self.suppression != "adaptive":
-            _check_number(op, "suppression", self.suppression, 0, whole=False)
-        _check_number(op, "adversarial", self.adversarial, 0, whole=False)
+            check_number(op, "suppression", self.suppression, 0, whole=False)
+        check_number(op, "adversarial", self.adversarial, 0, whole=False)
 
     # -- dictionaries
 
@@ -438,8 +436,8 @@ class MTGAN(_SpectralModel):
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {**super()._tensors(), "anomalies": torch.from_numpy(self.anomalies_)}
 
-    def _restore(self, tensors: Any) -> None:
-        super()._restore(tensors)
+    def _restore(self, tensors: Any, facts: Any) -> None:
+        super()._restore(tensors, facts)
         self.anomalies_ = tensors["anomalies"].numpy()
 
 

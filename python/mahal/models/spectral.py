@@ -21,7 +21,13 @@ from torch import nn
 from torch.nn import functional
 
 import mahal
-from mahal.models._detector import AnomalyDetector, ModelError, Pixels
+from mahal.models._detector import (
+    ModelError,
+    Pixels,
+    SceneDetector,
+    check_choice,
+    check_number,
+)
 from mahal.models._training import Batches, Learner, generator, one_thread, train
 
 Maps = npt.NDArray[np.float32]
@@ -133,22 +139,7 @@ def _divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
     return 0.5 * (mean**2 + torch.exp(log_variance) - log_variance - 1)
 
 
-def _check_number(
-    op: str, name: str, value: Any, low: float, *, whole: bool, open_: bool = False
-) -> None:
-    kinds = (int,) if whole else (int, float)
-    good = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value < low or (open_ and value == low):
-        rule = f"{'a whole number' if whole else 'a number'} {'above' if open_ else 'of at least'}"
-        raise ValueError(f"{op}: {name}: must be {rule} {low}, got {value!r}")
-
-
-def _check_choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{op}: {name}: must be one of {', '.join(allowed)}, got {value!r}")
-
-
-class _SpectralModel(AnomalyDetector):
+class _SpectralModel(SceneDetector):
     """What the two models have in common: scaling, training, residual scores, ensembles."""
 
     scoring_params: ClassVar[tuple[str, ...]] = ("score_kind", "ensemble", "window")
@@ -175,15 +166,15 @@ class _SpectralModel(AnomalyDetector):
 
     def _check(self) -> None:
         op = type(self).__name__
-        _check_number(op, "layers", self.layers, 1, whole=True)
+        check_number(op, "layers", self.layers, 1, whole=True)
         for name in ("latent", "epochs", "batch_size", "runs"):
-            _check_number(op, name, getattr(self, name), 1, whole=True)
-        _check_number(op, "learning_rate", self.learning_rate, 0, whole=False, open_=True)
-        _check_number(op, "seed", self.seed, 0, whole=True)
-        _check_choice(op, "loss", self.loss, ("mse", "l1"))
-        _check_choice(op, "scaling", self.scaling, ("bands", "scene"))
-        _check_choice(op, "score_kind", self.score_kind, self.kinds)
-        _check_choice(op, "ensemble", self.ensemble, ("mean", "max"))
+            check_number(op, name, getattr(self, name), 1, whole=True)
+        check_number(op, "learning_rate", self.learning_rate, 0, whole=False, open_=True)
+        check_number(op, "seed", self.seed, 0, whole=True)
+        check_choice(op, "loss", self.loss, ("mse", "l1"))
+        check_choice(op, "scaling", self.scaling, ("bands", "scene"))
+        check_choice(op, "score_kind", self.score_kind, self.kinds)
+        check_choice(op, "ensemble", self.ensemble, ("mean", "max"))
 
     # -- learning
 
@@ -361,7 +352,7 @@ class _SpectralModel(AnomalyDetector):
             **{f"networks.{name}": t for name, t in self.networks_.state_dict().items()},
         }
 
-    def _restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def _restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
         self.kept_, self.shift_, self.scale_ = (
             tensors[name].numpy() for name in ("kept", "shift", "scale")
         )
@@ -523,8 +514,8 @@ class SpectralVAE(_SpectralModel):
         self.runs, self.seed = runs, seed
         self._check()
         op = type(self).__name__
-        _check_number(op, "hidden", hidden, 1, whole=True)
-        _check_number(op, "beta", beta, 0, whole=False)
+        check_number(op, "hidden", hidden, 1, whole=True)
+        check_number(op, "beta", beta, 0, whole=False)
 
     @classmethod
     def paper(cls, tuned: bool = True, **params: Any) -> SpectralVAE:

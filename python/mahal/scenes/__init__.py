@@ -2,9 +2,10 @@
 
 `read` brings optical and radar images of many kinds of files into one `Scene`, `read_target` brings
 spectra to look for, `write` puts a score map into the scene's own kind of file, `simulate` makes a
-scene with known truth.
+scene with known truth. `Folder` reads many images, one at a time.
 """
 
+from mahal.scenes._folder import Folder
 from mahal.scenes._read import KINDS, read, read_map, read_truth
 from mahal.scenes._scene import Scene, SceneError, extra
 from mahal.scenes._simulate import simulate
@@ -13,6 +14,7 @@ from mahal.scenes._write import score_paths, staged, write
 
 __all__ = [
     "KINDS",
+    "Folder",
     "Scene",
     "SceneError",
     "extra",

@@ -1,0 +1,178 @@
+"""What all models of images do: reading, early stopping, several processes, folders."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mahal import scenes
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+from mahal.models import ImageDetector, ModelError, TrainingError, load  # noqa: E402
+from mahal.models._images import check_size  # noqa: E402
+from mahal.models._training import Batches, Learner, train  # noqa: E402
+from torch import nn  # noqa: E402
+
+
+class Offset(ImageDetector):
+    """Learns one number for each band, and scores the distance from it."""
+
+    def __init__(
+        self, *, epochs: int = 4, learning_rate: float = 0.1, patience: int | None = None
+    ) -> None:
+        self.epochs, self.learning_rate, self.patience = epochs, learning_rate, patience
+
+    def _fit(self, pictures, progress, checkpoint, trainer):
+        for picture in pictures:
+            check_size(picture, 4)
+        pixels = np.concatenate([p.values[p.used] for p in pictures])
+        learner = _Learner(torch.from_numpy(pixels), self.learning_rate)
+        train(
+            learner,
+            Batches(len(pixels), 64, 1, 0),
+            epochs=self.epochs,
+            settings=self.get_params(),
+            progress=progress,
+            checkpoint=checkpoint,
+            trainer=trainer,
+            validation=None if self.patience is None else Batches(len(pixels), 64, 1, 0),
+            patience=self.patience,
+        )
+        self.offset_ = learner.offset.detach()
+        self.steps_ = learner.steps
+        self.bands_ = pictures.bands
+
+    def _score(self, picture):
+        distance = np.abs(picture.values - self.offset_.numpy()).sum(axis=2)
+        return picture.map(distance)
+
+    def _tensors(self):
+        return {"offset": self.offset_}
+
+    def _facts(self):
+        return {"steps": self.steps_}
+
+    def _restore(self, tensors, facts):
+        self.offset_ = tensors["offset"]
+        self.steps_ = facts["steps"]
+
+
+class _Learner(Learner):
+    def __init__(self, pixels, learning_rate):
+        super().__init__({"pixels": pixels}, 0)
+        self.offset = nn.Parameter(torch.zeros(pixels.shape[1]))
+        self.learning_rate = learning_rate
+        self.steps = 0
+
+    def training_step(self, index):
+        self.steps += 1
+        return self.checked(((self.pixels[index[0]] - self.offset) ** 2).mean(), "distance")
+
+    def validation_step(self, index):
+        self.log("validation", ((self.pixels[index[0]] - self.offset) ** 2).mean())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.learning_rate)
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(5)
+    return [rng.normal(3, 1, size=(12, 16, 2)).astype(np.float32) for _ in range(3)]
+
+
+def test_fit_score_predict_and_file(images, tmp_path):
+    model = Offset(epochs=20).fit(images)
+    strange = images[0].copy()
+    strange[4, 5] = 20
+    scores = model.score(strange)
+    assert np.unravel_index(scores.argmax(), scores.shape) == (4, 5)
+    assert model.predict(strange)[4, 5]
+    model.save(tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors")
+    assert again.steps_ == model.steps_
+    np.testing.assert_array_equal(again.score(strange), scores)
+    assert isinstance(again.score(torch.from_numpy(strange)), torch.Tensor)
+
+
+def test_masks(images):
+    spoilt = [images[0].copy(), *images[1:]]
+    spoilt[0][:, :8] = 1000
+    masks = [np.ones((12, 16), np.bool_) for _ in images]
+    masks[0][:, :8] = False
+    model = Offset(epochs=20).fit(spoilt, masks=masks)
+    np.testing.assert_allclose(model.offset_, [3, 3], atol=0.3)
+    scores = model.score(spoilt[0], mask=masks[0])
+    np.testing.assert_array_equal(np.isnan(scores), ~masks[0])
+
+
+def test_one_image_and_no_bands(images):
+    model = Offset(epochs=2).fit(images[0][..., 0])
+    assert model.score(images[1][..., 0]).shape == (12, 16)
+    with pytest.raises(ModelError, match="must have 1 bands"):
+        model.score(images[0])
+    with pytest.raises(ModelError, match="must have 1 bands"):
+        model.calibrate(images)
+
+
+def test_wrong_images(images):
+    with pytest.raises(ValueError, match="there is none"):
+        Offset().fit([])
+    with pytest.raises(TypeError, match="sequence of images"):
+        Offset().fit(3)
+    with pytest.raises(ValueError, match=r"images\[1\]: must have 2 bands"):
+        Offset().fit([images[0], images[1][..., :1]])
+    with pytest.raises(ValueError, match="as many as the images"):
+        Offset().fit(images, masks=[np.ones((12, 16), np.bool_)])
+    with pytest.raises(TypeError, match="real numbers"):
+        Offset().fit(images[0] * 1j)
+    with pytest.raises(ModelError, match=r"images\[0\]: must have at least 4 rows"):
+        Offset().fit(images[0][:3])
+
+
+def test_a_loss_that_is_not_finite_names_step_and_tensor(images):
+    model = Offset().fit(images)
+    kept = model.offset_
+    model.learning_rate = 1e30
+    with pytest.raises(TrainingError, match=r"distance is not finite in epoch 1, step \d+"):
+        model.fit(images)
+    np.testing.assert_array_equal(model.offset_, kept)
+
+
+def test_early_stopping_keeps_the_best(images):
+    steps = Offset(epochs=60, learning_rate=1.05, patience=2).fit(images).steps_
+    assert steps < 60 * 9
+
+
+def test_two_processes_learn_what_one_does(images):
+    # Each takes half of every batch and the gradients are averaged.
+    one = Offset().fit(images).offset_
+    two = Offset().fit(images, trainer={"accelerator": "cpu", "devices": 2, "strategy": "ddp_fork"})
+    np.testing.assert_allclose(two.offset_, one, rtol=1e-5)
+
+
+def test_folder(tmp_path, images):
+    pictures, truth = tmp_path / "images", tmp_path / "truth"
+    pictures.mkdir()
+    truth.mkdir()
+    for k, image in enumerate(images):
+        np.save(pictures / f"tile{k}.npy", image)
+    mask = np.zeros((12, 16), np.uint8)
+    mask[3, 4] = 255
+    np.save(truth / "tile1_mask.npy", mask)
+    (pictures / "notes.txt").write_text("no image")
+    folder = scenes.Folder(pictures, truth)
+    assert len(folder) == 3
+    np.testing.assert_array_equal(folder[2], images[2])
+    assert not folder.truth(0).any()
+    assert np.argwhere(folder.truth(1)).tolist() == [[3, 4]]
+    mask[3, 5] = 100
+    np.save(truth / "tile1_mask.npy", mask)
+    assert np.argwhere(folder.truth(1)).tolist() == [[3, 4]]
+    assert Offset(epochs=1).fit(folder).score(folder[0]).shape == (12, 16)
+    with pytest.raises(scenes.SceneError, match="has no images"):
+        scenes.Folder(truth / "..", truth).paths[0]
+    np.save(truth / "tile1_mask.npy", mask[:5])
+    with pytest.raises(scenes.SceneError, match="must have the size"):
+        folder.truth(1)
