@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mahal.metrics import roc, roc_areas
+from mahal.metrics import mean_roc, roc, roc_areas
 
 EPS = np.finfo(np.float64).eps
 
@@ -165,3 +165,28 @@ def test_bad_input(call, scores, truth, error, text):
 def test_bad_number_of_thresholds(thresholds):
     with pytest.raises(ValueError, match="thresholds: must be an integer of at least 2, got"):
         roc_areas([1, 2], [0, 1], thresholds=thresholds)
+
+
+def test_mean_roc_averages_at_equal_false_alarm_rates():
+    truth = np.array([1, 1, 0, 0, 0, 0], bool)
+    one = np.array([6.0, 3, 5, 4, 2, 1])
+    two = np.array([1.0, 6, 5, 4, 3, 2])
+    found = mean_roc([one, two], truth)
+    np.testing.assert_array_equal(found.false_alarm_rate, np.arange(5) / 4)
+    np.testing.assert_array_equal(found.detection_rate, [0.5, 0.5, 0.75, 0.75, 1.0])
+    np.testing.assert_array_equal(found.deviation, [0, 0, 0.25, 0.25, 0])
+    areas = [roc_areas(s, truth).auc_df for s in (one, two)]
+    assert found.auc_df == pytest.approx(np.mean(areas), abs=1e-15)
+    assert found.auc_deviation == pytest.approx(np.std(areas), abs=1e-15)
+    assert found.runs == 2
+
+
+def test_mean_roc_of_one_run_is_its_roc():
+    rng = np.random.default_rng(3)
+    scores, truth = rng.normal(size=400), rng.random(400) < 0.1
+    found, curve = mean_roc([scores], truth), roc(scores, truth)
+    for rate, detection in zip(curve.false_alarm_rate, curve.detection_rate, strict=True):
+        k = round(rate * curve.negatives)
+        assert found.detection_rate[k] >= detection
+    with pytest.raises(ValueError, match="at least one run"):
+        mean_roc([], truth)

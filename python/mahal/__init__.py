@@ -34,7 +34,17 @@ from mahal.ops.whiten import whiten
 __version__: str = _core.build_info()["version"]
 
 # Imported on first use, so that `import mahal` stays quick.
-_LAZY = ("benchmark", "metrics", "models", "nn", "pictures", "scenes", "significance", "testing")
+_LAZY = (
+    "benchmark",
+    "metrics",
+    "models",
+    "nn",
+    "pictures",
+    "scenes",
+    "significance",
+    "testing",
+    "tuning",
+)
 
 __all__ = [
     "ConvergenceWarning",

@@ -9,7 +9,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,43 +170,69 @@ def run(
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     shown: list[tuple[Scene, dict[str, Array]]] = []
-    for path, truth_file in find_scenes(sources):
-        scene = scenes.read(path, truth=truth_file)
+    for scene in with_truth(op, sources):
         truth = scene.truth
-        if truth is None or not truth.any() or truth.all():
-            warnings.warn(f"{op}: {path}: has no ground truth and is left out", stacklevel=2)
-            continue
-        maps: dict[str, Array] = {}
+        assert truth is not None
+        maps: dict[str, list[Array]] = {}
         for name in names:
-            detector = DETECTORS.get(name)
-            count = runs if isinstance(detector, Learner) else 1
-            found = []
-            for number in range(count):
-                report(f"{scene.name}: {name}" + (f", run {number + 1} of {count}" * (count > 1)))
-                figures, scores = _measured(folder / "runs", scene, name, number)
-                found.append(figures)
-                maps.setdefault(name, scores)
+            found, maps[name] = measure(folder / "runs", scene, name, runs, report=report)
             rows.append(_row(scene.name, name, found))
-        shown.append((scene, maps))
+        shown.append((scene, {name: several[0] for name, several in maps.items()}))
         figure = pictures.comparison_figure(maps, truth, title=scene.name)
         pictures.save(figure, folder / f"{scene.name}_roc.png")
-    if not rows:
-        raise ValueError(f"{op}: sources: has no scene with ground truth")
     pictures.save(pictures.map_sheet(shown), folder / "maps.png")
     _write_tables(folder, rows, names)
     return rows
 
 
-def _measured(folder: Path, scene: Scene, name: str, number: int) -> tuple[dict[str, Any], Array]:
-    """Figures and scores of one run, from the folder or anew."""
+def with_truth(op: str, sources: Iterable[str | Path]) -> Iterator[Scene]:
+    """The scenes that have ground truth; the others are named in a warning."""
+    none = True
+    for path, truth_file in find_scenes(sources):
+        scene = scenes.read(path, truth=truth_file)
+        if scene.truth is None or not scene.truth.any() or scene.truth.all():
+            warnings.warn(f"{op}: {path}: has no ground truth and is left out", stacklevel=3)
+        else:
+            none = False
+            yield scene
+    if none:
+        raise ValueError(f"{op}: sources: has no scene with ground truth")
+
+
+def measure(
+    folder: Path,
+    scene: Scene,
+    name: str,
+    runs: int,
+    *,
+    params: Mapping[str, Any] | None = None,
+    label: str = "",
+    report: Callable[[str], object],
+) -> tuple[list[dict[str, Any]], list[Array]]:
+    """Figures and score maps of every run of a detector, from the folder or anew."""
     detector = DETECTORS.get(name)
-    model = detector.create(seed=number) if isinstance(detector, Learner) else None
+    figures, maps = [], []
+    for number in range(runs if isinstance(detector, Learner) else 1):
+        counted = f", run {number + 1} of {runs}" if isinstance(detector, Learner) else ""
+        report(f"{scene.name}: {name}{label}{counted}")
+        model = None
+        if isinstance(detector, Learner):
+            model = detector.create(**{**(params or {}), "seed": number})
+        found, scores = _measured(
+            folder / f"{scene.name}-{name}{label}-{number}", scene, name, model
+        )
+        figures.append(found)
+        maps.append(scores)
+    return figures, maps
+
+
+def _measured(base: Path, scene: Scene, name: str, model: Any) -> tuple[dict[str, Any], Array]:
+    """Figures and scores of one run."""
     state = hashlib.blake2b(scene.image.tobytes(), digest_size=8)
     for part in (scene.truth, scene.mask):
         state.update(b"" if part is None else part.tobytes())
     key = {"mahal": mahal.__version__, "scene": state.hexdigest(), "detector": repr(model or name)}
-    base = folder / f"{scene.name}-{name}-{number}"
-    notes, map_file = base.with_suffix(".json"), base.with_suffix(".npy")
+    notes, map_file = base.with_name(f"{base.name}.json"), base.with_name(f"{base.name}.npy")
     if notes.exists() and map_file.exists():
         kept = json.loads(notes.read_text(encoding="utf-8"))
         if kept["key"] == key:
@@ -233,12 +259,12 @@ def _measured(folder: Path, scene: Scene, name: str, number: int) -> tuple[dict[
         "seconds": seconds,
         "memory": None if before is None or after is None else max(after - before, 0.0),
     }
-    _replace(map_file, lambda path: np.save(path, np.asarray(scores, np.float32)))
-    _replace(notes, lambda path: path.write_text(json.dumps(kept), encoding="utf-8"))
+    replace_file(map_file, lambda path: np.save(path, np.asarray(scores, np.float32)))
+    replace_file(notes, lambda path: path.write_text(json.dumps(kept), encoding="utf-8"))
     return kept, np.asarray(scores, np.float32)
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file that is there when it is complete."""
     part = path.with_name(f"part-{path.name}")
     write(part)
@@ -309,7 +335,7 @@ def _write_tables(folder: Path, rows: Sequence[Row], names: Sequence[str]) -> No
     for mean, worst, ftau, name in sorted(means, reverse=True):
         lines.append(f"| {name} | {mean:.5f} | {worst:.5f} | {ftau:.5f} |")
     content = "\n".join(lines) + "\n"
-    _replace(folder / "table.md", lambda path: path.write_text(content, encoding="utf-8"))
+    replace_file(folder / "table.md", lambda path: path.write_text(content, encoding="utf-8"))
 
     def table(path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -322,4 +348,4 @@ def _write_tables(folder: Path, rows: Sequence[Row], names: Sequence[str]) -> No
                     [row.scene, row.detector, row.runs, *numbers, row.seconds, row.memory]
                 )
 
-    _replace(folder / "table.csv", table)
+    replace_file(folder / "table.csv", table)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 import mahal
 import mahal.benchmark
+import mahal.tuning
 from mahal import metrics, pictures, scenes, significance
 from mahal._detectors import DETECTORS, Detector, Learner
 from mahal.ops._estimators import ESTIMATORS
@@ -248,6 +249,27 @@ def _parser() -> _Parser:
     bench.add_argument("-o", "--output", default="benchmark", metavar="FOLDER")
     bench.set_defaults(run=_benchmark)
 
+    tune = commands.add_parser(
+        "tune",
+        help="grid search over the parameters of a model",
+        description="Trains every combination of parameters with several seeds on scenes with "
+        "ground truth, and writes grid.md, grid.csv, grid_roc.png and grid_auc.png into a folder. "
+        "Runs that are there already are not done again.",
+    )
+    tune.add_argument("model", metavar="MODEL", type=_detector_name, help=", ".join(learned))
+    tune.add_argument("scenes", nargs="+", metavar="SCENE", help="scene files, or folders of them")
+    tune.add_argument(
+        "--grid",
+        type=_values,
+        action="append",
+        required=True,
+        metavar="NAME=A,B,...",
+        help="values of a parameter, as layers=2,3,4; may be given several times",
+    )
+    tune.add_argument("--runs", type=_threads, default=5, metavar="N", help="default: 5")
+    tune.add_argument("-o", "--output", default="tuning", metavar="FOLDER")
+    tune.set_defaults(run=_tune)
+
     listing = commands.add_parser("detectors", help="the detectors, one line each")
     listing.set_defaults(run=_list_detectors)
 
@@ -341,6 +363,13 @@ def _param(text: str) -> tuple[str, Any]:
     except ValueError:
         return name, value
     return name, tuple(found) if isinstance(found, list) else found
+
+
+def _values(text: str) -> tuple[str, list[Any]]:
+    name, equals, values = text.partition("=")
+    if not name or not equals or not values:
+        raise argparse.ArgumentTypeError(f"must be NAME=A,B,..., got {text}")
+    return name, [_param(f"{name}={value}")[1] for value in values.split(",")]
 
 
 def _names(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
@@ -1155,16 +1184,35 @@ def _train(args: argparse.Namespace) -> None:
 
 def _benchmark(args: argparse.Namespace) -> None:
     scenes.extra("matplotlib.figure")
-
-    def report(text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{text:<70}", end="", file=sys.stderr, flush=True)
-
     mahal.benchmark.run(
-        args.scenes, args.detectors, runs=args.runs, output=args.output, report=report
+        args.scenes, args.detectors, runs=args.runs, output=args.output, report=_report
     )
-    report("")
-    print((Path(args.output) / "table.md").read_text(encoding="utf-8"), end="")
+    _show_table(args, "table.md")
+
+
+def _tune(args: argparse.Namespace) -> None:
+    scenes.extra("matplotlib.figure")
+    if not DETECTORS[args.model].learned:
+        raise _UsageError(f"tune: MODEL: {args.model} has nothing to learn")
+    mahal.tuning.grid_search(
+        args.model,
+        args.scenes,
+        dict(args.grid),
+        runs=args.runs,
+        output=args.output,
+        report=_report,
+    )
+    _show_table(args, "grid.md")
+
+
+def _report(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text:<70}", end="", file=sys.stderr, flush=True)
+
+
+def _show_table(args: argparse.Namespace, name: str) -> None:
+    _report("")
+    print((Path(args.output) / name).read_text(encoding="utf-8"), end="")
     _print([("written", f"{args.output}{os.sep}")])
 
 

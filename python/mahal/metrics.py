@@ -13,12 +13,13 @@ characteristic curve analysis", IEEE TGRS 59(6), 2021.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Roc", "RocAreas", "roc", "roc_areas"]
+__all__ = ["MeanRoc", "Roc", "RocAreas", "mean_roc", "roc", "roc_areas"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,30 @@ class Roc:
     positives: int
     negatives: int
     left_out: int
+
+
+@dataclass(frozen=True)
+class MeanRoc:
+    """ROC curves of several runs, averaged at equal false-alarm rates.
+
+    Attributes
+    ----------
+    false_alarm_rate : ndarray (points,)
+        0, 1/n, 2/n, ..., 1 with n the background pixels of a run (the fewest of all runs).
+    detection_rate, deviation : ndarray (points,)
+        Mean and standard deviation over the runs of the highest P_D that a run reaches without
+        exceeding that rate.
+    auc_df, auc_deviation : float
+        Mean and standard deviation over the runs of the exact AUC(D,F).
+    runs : int
+    """
+
+    false_alarm_rate: npt.NDArray[np.float64]
+    detection_rate: npt.NDArray[np.float64]
+    deviation: npt.NDArray[np.float64]
+    auc_df: float
+    auc_deviation: float
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -151,6 +176,55 @@ def roc(scores: npt.ArrayLike, truth: npt.ArrayLike, *, thresholds: int | None =
         positives=split.targets.size,
         negatives=split.background.size,
         left_out=split.left_out,
+    )
+
+
+def mean_roc(scores: Sequence[npt.ArrayLike], truth: npt.ArrayLike) -> MeanRoc:
+    """Vertical average of the ROC curves of several runs.
+
+    Parameters
+    ----------
+    scores : sequence of array_like, each of the shape of `truth`
+        Score map of each run.
+    truth : array_like
+        As for `roc`.
+
+    Returns
+    -------
+    MeanRoc
+
+    Raises
+    ------
+    ValueError
+        No run, or as for `roc`.
+
+    References
+    ----------
+    T. Fawcett, "An introduction to ROC analysis", Pattern Recognition Letters 27(8), 2006,
+    section 8.1.
+    """
+    if len(scores) == 0:
+        raise ValueError("mean_roc: scores: needs at least one run, got none")
+    curves = [roc(one, truth) for one in scores]
+    areas = np.array([roc_areas(one, truth).auc_df for one in scores])
+    background = min(curve.negatives for curve in curves)
+    rates = np.arange(background + 1) / background
+    # Half a pixel of tolerance: k / n must find itself.
+    found = np.stack(
+        [
+            curve.detection_rate[
+                np.searchsorted(curve.false_alarm_rate, rates + 0.25 / background, "right") - 1
+            ]
+            for curve in curves
+        ]
+    )
+    return MeanRoc(
+        false_alarm_rate=rates,
+        detection_rate=found.mean(axis=0),
+        deviation=found.std(axis=0),
+        auc_df=float(areas.mean()),
+        auc_deviation=float(areas.std()),
+        runs=len(curves),
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from mahal.metrics import roc, roc_areas
+from mahal.metrics import mean_roc, roc, roc_areas
 from mahal.scenes import Scene, extra
 
 if TYPE_CHECKING:
@@ -268,14 +268,19 @@ def roc_figure(
 
 
 def comparison_figure(
-    scores: Mapping[str, npt.ArrayLike], truth: npt.ArrayLike, *, title: str = ""
+    scores: Mapping[str, npt.ArrayLike | Sequence[npt.ArrayLike]],
+    truth: npt.ArrayLike,
+    *,
+    title: str = "",
 ) -> Figure:
     """ROC curves of several detectors on one scene.
 
     Parameters
     ----------
-    scores : mapping of str to array_like
+    scores : mapping of str to array_like, or to a list of them
         Name and score map of each detector; each is compared on the pixels where it has a score.
+        Of a list, the maps of several runs, the mean curve is drawn in a band of one standard
+        deviation (`mahal.metrics.mean_roc`).
     truth : array_like
         As for `mahal.metrics.roc`.
     title : str
@@ -296,22 +301,37 @@ def comparison_figure(
     """
     if not scores:
         raise ValueError("comparison_figure: scores: needs at least one detector, got none")
-    curves = [(name, roc(map_, truth), roc_areas(map_, truth)) for name, map_ in scores.items()]
-    curves.sort(key=lambda item: -item[2].auc_df)
+    curves = [
+        (name, mean_roc(maps if isinstance(maps, list) else [np.asarray(maps)], truth))
+        for name, maps in scores.items()
+    ]
+    curves.sort(key=lambda item: -item[1].auc_df)
     figure: Figure = _matplotlib("figure").Figure(
         (7.5, 5.2 + 0.13 * len(curves)), layout="constrained"
     )
     axes = figure.subplots()
-    start = 0.5 / max(curve.negatives for _, curve, _ in curves)
-    for index, (name, curve, areas) in enumerate(curves):
+    start = 0.5 * min(curve.false_alarm_rate[1] for _, curve in curves)
+    for index, (name, curve) in enumerate(curves):
+        alarm = np.maximum(curve.false_alarm_rate, start)
+        spread = f" ± {curve.auc_deviation:.5f}" if curve.runs > 1 else ""
         axes.plot(
-            np.maximum(curve.false_alarm_rate, start),
+            alarm,
             curve.detection_rate,
             color=f"C{index % 10}",
             linestyle=("-", "--", ":", "-.")[index // 10 % 4],
             drawstyle="steps-post",
-            label=f"{name}: {areas.auc_df:.5f}",
+            label=f"{name}: {curve.auc_df:.5f}{spread}",
         )
+        if curve.runs > 1:
+            axes.fill_between(
+                alarm,
+                curve.detection_rate - curve.deviation,
+                curve.detection_rate + curve.deviation,
+                color=f"C{index % 10}",
+                alpha=0.15,
+                linewidth=0,
+                step="post",
+            )
     chance = np.geomspace(start, 1.0, 200)
     axes.plot(chance, chance, color="0.6", linestyle=":", label="chance")
     axes.set_xscale("log")

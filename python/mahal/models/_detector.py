@@ -323,6 +323,7 @@ class SceneDetector(AnomalyDetector):
         mask: Array | None = None,
         progress: bool = False,
         checkpoint: str | Path | None = None,
+        trainer: Mapping[str, Any] | None = None,
     ) -> SelfScene:
         """Learn what is normal from the pixels of a scene, and calibrate thresholds on its scores.
 
@@ -337,6 +338,8 @@ class SceneDetector(AnomalyDetector):
         checkpoint : path, optional
             Folder for the state of the training after every epoch. Where it holds one of a training
             with the same parameters, that one goes on; it is removed at the end.
+        trainer : mapping, optional
+            Arguments of Lightning's ``Trainer``, such as ``{"profiler": "simple"}``.
 
         Returns
         -------
@@ -352,7 +355,8 @@ class SceneDetector(AnomalyDetector):
         """
         pixels = self._read("fit", image, mask)
         with self._unchanged_on_failure():
-            self._fit(pixels, progress, None if checkpoint is None else Path(checkpoint))
+            folder = None if checkpoint is None else Path(checkpoint)
+            self._fit(pixels, progress, folder, dict(trainer or {}))
             self._calibrate(pixels)
         return self
 
@@ -385,7 +389,9 @@ class SceneDetector(AnomalyDetector):
         return pixels
 
     @abc.abstractmethod
-    def _fit(self, pixels: Pixels, progress: bool, checkpoint: Path | None) -> None: ...
+    def _fit(
+        self, pixels: Pixels, progress: bool, checkpoint: Path | None, trainer: Mapping[str, Any]
+    ) -> None: ...
 
 
 def load(path: str | Path) -> AnomalyDetector:

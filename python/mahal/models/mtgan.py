@@ -395,7 +395,7 @@ class MTGAN(_SpectralModel):
 
     # -- learning
 
-    def _fit(self, pixels: Pixels, progress: bool, checkpoint: Path | None) -> None:
+    def _fit(self, pixels: Pixels, progress: bool, checkpoint: Path | None, trainer: Any) -> None:
         spectra = self._scaling(pixels)
         bands = spectra.shape[1]
         if bands <= self.features:
@@ -424,6 +424,7 @@ class MTGAN(_SpectralModel):
                 settings=self._settings(pixels, spectra),
                 progress=progress,
                 checkpoint=checkpoint,
+                trainer=trainer,
             )
         self.networks_ = learner.networks.requires_grad_(False)
         self.bands_ = pixels.values.shape[2]

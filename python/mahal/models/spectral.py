@@ -178,7 +178,7 @@ class _SpectralModel(SceneDetector):
 
     # -- learning
 
-    def _fit(self, pixels: Pixels, progress: bool, checkpoint: Path | None) -> None:
+    def _fit(self, pixels: Pixels, progress: bool, checkpoint: Path | None, trainer: Any) -> None:
         spectra = self._scaling(pixels)
         kept = spectra.shape[1]
         if kept <= self.latent:
@@ -195,6 +195,7 @@ class _SpectralModel(SceneDetector):
                 settings=self._settings(pixels, spectra),
                 progress=progress,
                 checkpoint=checkpoint,
+                trainer=trainer,
             )
         self.networks_ = learner.networks.requires_grad_(False)
         self.bands_ = pixels.values.shape[2]
@@ -547,8 +548,8 @@ class SpectralVAE(_SpectralModel):
             seed=self.seed,
         )
 
-    def _fit(self, pixels: Pixels, progress: bool, checkpoint: Path | None) -> None:
-        super()._fit(pixels, progress, checkpoint)
+    def _fit(self, pixels: Pixels, progress: bool, checkpoint: Path | None, trainer: Any) -> None:
+        super()._fit(pixels, progress, checkpoint, trainer)
         nats = self._unit_divergence(pixels)
         dead = int((nats < COLLAPSED_NATS).sum())
         if dead:
