@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
-from mahal import scenes
+from mahal import cli, models, scenes
+from mahal._detectors import DETECTORS
+from mahal._detectors import Learner as LearnedDetector
+from matplotlib.image import imread
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
@@ -176,3 +181,50 @@ def test_folder(tmp_path, images):
     np.save(truth / "tile1_mask.npy", mask[:5])
     with pytest.raises(scenes.SceneError, match="must have the size"):
         folder.truth(1)
+
+
+def test_command_line(tmp_path, images, monkeypatch, capsys):
+    detector = LearnedDetector.of("offset", "Offset", "distance from the mean", images=True)
+    monkeypatch.setitem(DETECTORS, "offset", detector)
+    monkeypatch.setattr(models, "Offset", Offset, raising=False)
+    normal, tested, truth = (tmp_path / name for name in ("normal", "tested", "truth"))
+    for folder in (normal, tested, truth):
+        folder.mkdir()
+    for k, image in enumerate(images):
+        np.save(normal / f"n{k}.npy", image)
+        strange = image.copy()
+        if k:
+            strange[k, 3] = 20
+            mask = np.zeros(image.shape[:2], np.uint8)
+            mask[k, 3] = 1
+            np.save(truth / f"t{k}_mask.npy", mask)
+        np.save(tested / f"t{k}.npy", strange)
+    file = tmp_path / "offset.safetensors"
+    words = ["train", "offset", str(normal), "-o", str(file), "--set", "epochs=20"]
+    assert cli.main(words) == 0
+    assert "3 of" in capsys.readouterr().out
+    assert cli.main([*words, "--anomalous", str(tested)]) != 0
+    assert "--anomalous: not for Offset" in capsys.readouterr().err
+    out = tmp_path / "out"
+    words = ["detect", str(tested), "--model", str(file), "-o", str(out)]
+    assert cli.main([*words, "--truth", str(truth)]) == 0
+    assert "AUC of images" in capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["image_auc"] == 1
+    assert summary["pixel_auc_mean"] == summary["pixel_auc_pooled"] == 1
+    assert [row["anomalous_pixels"] for row in summary["images"]] == [0, 1, 1]
+    model = load(file)
+    np.testing.assert_array_equal(
+        np.load(out / "t1_scores.npy"), model.score(np.load(tested / "t1.npy"))
+    )
+    for name in ("t1_detections.png", "roc.png"):
+        assert imread(out / name).shape[0] > 200
+    # One image goes the way of a scene.
+    assert cli.main(["detect", str(tested / "t1.npy"), "--model", str(file), "-o", f"{out}/"]) == 0
+    assert json.loads((out / "t1_summary.json").read_text())["detector"] == "offset"
+    assert cli.main(["detect", str(tested)]) == 2
+    assert "a folder of images needs --model" in capsys.readouterr().err
+    assert cli.main([*words, "--key", "x"]) == 2
+    assert "--key: not for a folder of images" in capsys.readouterr().err
+    assert cli.main(["detect", str(tested), "--model", str(file), "-o", str(file)]) != 0
+    assert "must be a folder" in capsys.readouterr().err

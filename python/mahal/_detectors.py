@@ -87,12 +87,13 @@ class Learner(Detector):
     """A model: trained on the scene that it scores, or read from a file."""
 
     model: Any = field(default=None, compare=False)
+    images: bool = False
     learned = True
 
     @classmethod
-    def of(cls, name: str, class_name: str, summary: str) -> Learner:
-        """A model that is yet to be trained."""
-        return cls(name, summary, class_name, False, {}, continued=True)
+    def of(cls, name: str, class_name: str, summary: str, *, images: bool = False) -> Learner:
+        """A model that is yet to be trained, on one scene or on many ``images``."""
+        return cls(name, summary, class_name, False, {}, continued=True, images=images)
 
     @classmethod
     def read(cls, path: str | Path) -> Learner:
@@ -105,6 +106,10 @@ class Learner(Detector):
     def create(self, **params: Any) -> Any:
         """The model with these parameters, not fitted."""
         return getattr(_models(), self.function)(**params)
+
+    def trained(self, model: Any, image: Array, mask: Any, **options: Any) -> Any:
+        """The model, fitted to one scene."""
+        return model.fit(image, **{"masks" if self.images else "mask": mask}, **options)
 
     def takes(self, option: str) -> bool:
         """Models have a mask and parameters of their own."""
@@ -124,7 +129,7 @@ class Learner(Detector):
         mask, progress = options.get("mask"), options.get("progress") is not None
         model = self.model
         if model is None:
-            model = self.create().fit(image, mask=mask, progress=progress)
+            model = self.trained(self.create(), image, mask, progress=progress)
         scores = model.score(image, mask=mask)
         status = np.where(np.isnan(scores), 3, 0).astype(np.uint8)
         if mask is not None:

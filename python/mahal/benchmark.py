@@ -54,7 +54,10 @@ BASELINES: dict[str, Callable[[Array, Array | None], Array]] = {
 """Always in a table: squared distance and spectral angle to the mean spectrum."""
 
 PLAIN = {**BASELINES, "local_rx": _local_rx}
-NAMES = (*PLAIN, *(name for name, d in DETECTORS.items() if not d.needs_target))
+NAMES = (
+    *PLAIN,
+    *(n for n, d in DETECTORS.items() if not (d.needs_target or getattr(d, "images", False))),
+)
 DEFAULT = ("rx", "local_rx", "fused_rx")
 
 
@@ -243,7 +246,10 @@ def _measured(base: Path, scene: Scene, name: str, model: Any) -> tuple[dict[str
         before = _reset_peak()
         begin = time.perf_counter()
         if model is not None:
-            scores = model.fit(image, mask=scene.mask).score(image, mask=scene.mask)
+            detector = DETECTORS[name]
+            assert isinstance(detector, Learner)
+            detector.trained(model, image, scene.mask)
+            scores = model.score(image, mask=scene.mask)
         elif name in PLAIN:
             scores = PLAIN[name](image, scene.mask)
         else:

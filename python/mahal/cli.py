@@ -19,7 +19,7 @@ import numpy.typing as npt
 import mahal
 import mahal.benchmark
 import mahal.tuning
-from mahal import metrics, pictures, scenes, significance
+from mahal import _image_folders, metrics, pictures, scenes, significance
 from mahal._detectors import DETECTORS, Detector, Learner
 from mahal.ops._estimators import ESTIMATORS
 from mahal.ops.covariance_distance import METRICS
@@ -100,7 +100,12 @@ def _parser() -> _Parser:
         "false-discovery rate, and writes OUT_scores (in the scene's own kind of file), "
         "OUT_detections.png and OUT_summary.json; with ground truth also OUT_roc.png.",
     )
-    detect.add_argument("scene", nargs="?", metavar="SCENE", help=f"one of {scenes.KINDS}")
+    detect.add_argument(
+        "scene",
+        nargs="?",
+        metavar="SCENE",
+        help=f"one of {scenes.KINDS}, or with --model a folder of images",
+    )
     detect.add_argument("--demo", action="store_true", help="simulate a scene instead")
     _scene_options(detect)
     detect.add_argument(
@@ -202,14 +207,20 @@ def _parser() -> _Parser:
 
     train = commands.add_parser(
         "train",
-        help="train a model on a scene",
-        description="Trains a model on the pixels of a scene and writes it into one file, for "
-        "`mahal detect --model FILE`.",
+        help="train a model on a scene or on a folder of images",
+        description="Trains a model and writes it into one file, for `mahal detect --model FILE`.",
     )
     learned = [name for name, detector in DETECTORS.items() if detector.learned]
     train.add_argument("model", metavar="MODEL", type=_detector_name, help=", ".join(learned))
-    train.add_argument("scene", metavar="SCENE", help=f"one of {scenes.KINDS}")
+    train.add_argument(
+        "scene",
+        metavar="SCENE",
+        help=f"one of {scenes.KINDS}, or for models of images a folder of them",
+    )
     _scene_options(train)
+    train.add_argument(
+        "--anomalous", metavar="FOLDER", help="images with anomalies, for models that take them"
+    )
     train.add_argument(
         "--set",
         dest="params",
@@ -436,6 +447,9 @@ def _threads(text: str) -> int:
 def _detect(args: argparse.Namespace) -> None:
     if args.demo == (args.scene is not None):
         raise _UsageError("detect: needs either SCENE or --demo")
+    if not args.demo and scenes.is_image_folder(args.scene):
+        _detect_folder(args)
+        return
     window = args.window
     if window is not None and args.background is not None:
         raise _UsageError("detect: --window and --background exclude each other")
@@ -541,6 +555,39 @@ def _detect(args: argparse.Namespace) -> None:
         _write_json(files[-1], summary)
     _print(_detect_rows(scene, summary, method, _rule(args)))
     _print([("written", str(prefix.parent / file.name)) for file in files])
+
+
+def _detect_folder(args: argparse.Namespace) -> None:
+    if args.model is None:
+        raise _UsageError("detect: a folder of images needs --model, see `mahal train`")
+    detector = Learner.read(args.model)
+    args.detector = detector.name
+    _check_options("detect", detector, args)
+    for option in (*(name for name in SCENE_OPTIONS if name != "truth"), "false_discovery_rate"):
+        if getattr(args, option) is not None:
+            raise _UsageError(f"detect: --{option.replace('_', '-')}: not for a folder of images")
+    scenes.extra("matplotlib.figure")
+    folder = scenes.Folder(args.scene, args.truth)
+    output = Path(args.output or f"{Path(args.scene).resolve().name}_{detector.name}")
+    rate = _alarm_rate(args)
+    found = _image_folders.detect(detector.model, folder, output, rate=rate, report=_report)
+    _report("")
+    detections = [row["detections"] for row in found["images"]]
+    areas = {
+        "AUC of pixels, pooled": found["pixel_auc_pooled"],
+        "AUC of pixels, mean over images": found["pixel_auc_mean"],
+        "AUC of images": found["image_auc"],
+    }
+    _print(
+        [
+            ("images", f"{len(folder)} of {args.scene}"),
+            ("model", found["model"]),
+            ("threshold", f"{found['threshold']:.6g} for a false-alarm rate of {rate:g}"),
+            ("detections", f"{sum(detections)} pixels in {np.count_nonzero(detections)} images"),
+            *((name, f"{area:.5f}") for name, area in areas.items() if area is not None),
+            ("written", f"{output}{os.sep}"),
+        ]
+    )
 
 
 def _default_detector(args: argparse.Namespace, scene: Scene) -> str:
@@ -1165,21 +1212,35 @@ def _train(args: argparse.Namespace) -> None:
         raise _UsageError(f"train: --set: {error}") from None
     path = Path(args.output or f"{Path(args.scene).stem}_{detector.name}.safetensors")
     _writable(path)
-    scene = scenes.read(args.scene, **{option: getattr(args, option) for option in SCENE_OPTIONS})
+    given = {option: getattr(args, option) for option in SCENE_OPTIONS}
+    progress = sys.stderr.isatty()
     begin = time.perf_counter()
-    model.fit(
-        scene.image, mask=scene.mask, progress=sys.stderr.isatty(), checkpoint=args.checkpoint
-    )
+    if detector.images and scenes.is_image_folder(args.scene):
+        for option, value in given.items():
+            if value is not None:
+                name = option.replace("_", "-")
+                raise _UsageError(f"train: --{name}: not for a folder of images")
+        folder = scenes.Folder(args.scene)
+        rows = [("images", f"{len(folder)} of {args.scene}")]
+        _image_folders.train(
+            model,
+            folder,
+            anomalous=args.anomalous,
+            progress=progress,
+            checkpoint=args.checkpoint,
+        )
+    else:
+        if args.anomalous is not None:
+            raise _UsageError("train: --anomalous: only with a folder of images")
+        scene = scenes.read(args.scene, **given)
+        rows = [*_scene_rows("scene", scene)]
+        detector.trained(
+            model, scene.image, scene.mask, progress=progress, checkpoint=args.checkpoint
+        )
     seconds = time.perf_counter() - begin
     model.save(path)
-    _print(
-        [
-            *_scene_rows("scene", scene),
-            ("model", repr(model)),
-            ("time", f"{seconds:.3g} s"),
-            ("written", str(path)),
-        ]
-    )
+    rows += [("model", repr(model)), ("time", f"{seconds:.3g} s"), ("written", str(path))]
+    _print(rows)
 
 
 def _benchmark(args: argparse.Namespace) -> None:

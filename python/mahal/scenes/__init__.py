@@ -5,7 +5,7 @@ spectra to look for, `write` puts a score map into the scene's own kind of file,
 scene with known truth. `Folder` reads many images, one at a time.
 """
 
-from mahal.scenes._folder import Folder
+from mahal.scenes._folder import Folder, is_image_folder
 from mahal.scenes._read import KINDS, read, read_map, read_truth
 from mahal.scenes._scene import Scene, SceneError, extra
 from mahal.scenes._simulate import simulate
@@ -18,6 +18,7 @@ __all__ = [
     "Scene",
     "SceneError",
     "extra",
+    "is_image_folder",
     "read",
     "read_map",
     "read_target",

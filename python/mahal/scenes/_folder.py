@@ -11,10 +11,26 @@ import numpy.typing as npt
 
 from mahal.scenes._files import labels
 from mahal.scenes._read import PICTURE_SUFFIXES, read, read_map
+from mahal.scenes._sar import is_polsarpro
 from mahal.scenes._scene import Bools, SceneError
 
 SUFFIXES = (*PICTURE_SUFFIXES, ".npy", ".npz", ".tif", ".tiff", ".mat", ".hdr")
 TRUTH_ENDINGS = ("", "_mask", "_gt", "_truth")
+
+
+def is_image_folder(path: str | Path) -> bool:
+    """Whether this is a folder of images, and not a scene that is stored as a folder.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    bool
+    """
+    path = Path(path)
+    return path.is_dir() and path.suffix.lower() != ".zarr" and not is_polsarpro(path)
 
 
 class Folder(Sequence[npt.NDArray[Any]]):
