@@ -100,8 +100,10 @@ class Learner(Detector):
         """A model from a file."""
         model = _models().load(path)
         known = {d.function: d for d in DETECTORS.values() if isinstance(d, Learner)}
-        found = known[type(model).__name__]
-        return replace(found, model=model)
+        name = type(model).__name__
+        if name not in known:
+            raise ValueError(f"{path}: must hold a detector, has a {name}")
+        return replace(known[name], model=model)
 
     def create(self, **params: Any) -> Any:
         """The model with these parameters, not fitted."""

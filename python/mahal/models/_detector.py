@@ -26,7 +26,7 @@ from mahal.significance import ScoreTail, score_tail
 Array = Any
 FORMAT = "mahal-model-1"
 
-Self = TypeVar("Self", bound="AnomalyDetector")
+Self = TypeVar("Self", bound="Model")
 
 
 class ModelError(ValueError):
@@ -54,15 +54,15 @@ def check_choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> No
         raise ValueError(f"{op}: {name}: must be one of {', '.join(allowed)}, got {value!r}")
 
 
-_CLASSES: dict[str, type[AnomalyDetector]] = {}
+_CLASSES: dict[str, type[Model]] = {}
 
 
-class AnomalyDetector(abc.ABC):
-    """A model of what is normal, and a score for what is not.
+class Model(abc.ABC):
+    """Parameters, and a file for what was learnt: what detectors and what prepares images share.
 
-    Parameters are keyword arguments of the constructor and attributes of the same name; what `fit`
-    finds has names that end with an underscore. A subclass says how it learns (`_fit`), how it
-    scores (`_score`) and what it keeps (`_tensors`, `_facts`, `_restore`).
+    Parameters are keyword arguments of the constructor and attributes of the same name; what a
+    training finds has names that end with an underscore. A subclass says what it keeps
+    (`_tensors`, `_facts`, `_restore`).
     """
 
     scoring_params: ClassVar[tuple[str, ...]] = ()
@@ -102,7 +102,7 @@ class AnomalyDetector(abc.ABC):
 
         Returns
         -------
-        AnomalyDetector
+        Model
             The model itself.
 
         Raises
@@ -139,7 +139,7 @@ class AnomalyDetector(abc.ABC):
         )
         return f"{type(self).__name__}({', '.join(given)})"
 
-    # -- learning and scoring
+    # -- learning
 
     calibration_: ScoreTail
     bands_: int
@@ -154,6 +154,97 @@ class AnomalyDetector(abc.ABC):
             vars(self).clear()
             vars(self).update(before)
             raise
+
+    def _check_fitted(self, what: str) -> None:
+        if not hasattr(self, "bands_"):
+            raise ModelError(f"{type(self).__name__}: {what}: the model is not fitted, call fit")
+
+    def _check_bands(self, op: str, bands: int) -> None:
+        if bands != self.bands_:
+            raise ModelError(
+                f"{op}: image: must have {self.bands_} bands, as what the model was fitted to, "
+                f"got {bands}"
+            )
+
+    # -- files
+
+    @abc.abstractmethod
+    def _tensors(self) -> dict[str, torch.Tensor]: ...
+
+    def _facts(self) -> dict[str, Any]:
+        """What else `_restore` needs, as JSON has it."""
+        return {}
+
+    @abc.abstractmethod
+    def _restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None: ...
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted model into one safetensors file, its parameters as JSON in the header.
+
+        Parameters
+        ----------
+        path : path
+            Its folder must exist. The file appears when it is complete.
+
+        Raises
+        ------
+        ValueError
+            The model is not fitted.
+        """
+        self._check_fitted("save")
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
+        facts: dict[str, Any] = {**self._facts(), "bands": self.bands_}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
+        if hasattr(self, "calibration_"):
+            tensors["calibration"] = torch.from_numpy(self.calibration_.quantiles)
+            facts["tail_index"] = self.calibration_.index
+        header = {
+            "format": FORMAT,
+            "model": type(self).__name__,
+            "params": json.dumps(self.get_params()),
+            "facts": json.dumps(facts),
+        }
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        os.close(handle)
+        try:
+            save_file(tensors, name, header)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls: type[Self], path: str | Path) -> Self:
+        """Read a model that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        Model
+            Fitted, on the CPU.
+
+        Raises
+        ------
+        ModelError
+            The file is no model of this class.
+        """
+        model = load(path)
+        if not isinstance(model, cls):
+            raise ModelError(f"{path}: must hold a {cls.__name__}, has a {type(model).__name__}")
+        return model
+
+
+class AnomalyDetector(Model):
+    """A model of what is normal, and a score for what is not.
+
+    A subclass of `SceneDetector` or `ImageDetector` says how it learns (`_fit`) and how it scores
+    (`_score`).
+    """
 
     def score(self, image: Array, *, mask: Array | None = None) -> Array:
         """Score every pixel, higher for what is less normal.
@@ -219,95 +310,12 @@ class AnomalyDetector(abc.ABC):
         level = self.threshold(false_alarm_rate)
         return self.score(image, mask=mask) >= level
 
-    def _check_fitted(self, what: str) -> None:
-        if not hasattr(self, "bands_"):
-            raise ModelError(f"{type(self).__name__}: {what}: the model is not fitted, call fit")
-
-    def _check_bands(self, op: str, bands: int) -> None:
-        if bands != self.bands_:
-            raise ModelError(
-                f"{op}: image: must have {self.bands_} bands, as what the model was fitted to, "
-                f"got {bands}"
-            )
-
     @abc.abstractmethod
     def _read(self, what: str, image: Array, mask: Array | None) -> Any:
         """The checked image, as `_score` takes it."""
 
     @abc.abstractmethod
     def _score(self, image: Any) -> npt.NDArray[np.float32]: ...
-
-    # -- files
-
-    @abc.abstractmethod
-    def _tensors(self) -> dict[str, torch.Tensor]: ...
-
-    def _facts(self) -> dict[str, Any]:
-        """What else `_restore` needs, as JSON has it."""
-        return {}
-
-    @abc.abstractmethod
-    def _restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None: ...
-
-    def save(self, path: str | Path) -> None:
-        """Write the fitted model into one safetensors file, its parameters as JSON in the header.
-
-        Parameters
-        ----------
-        path : path
-            Its folder must exist. The file appears when it is complete.
-
-        Raises
-        ------
-        ValueError
-            The model is not fitted.
-        """
-        self._check_fitted("save")
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
-        facts: dict[str, Any] = {**self._facts(), "bands": self.bands_}
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
-        if hasattr(self, "calibration_"):
-            tensors["calibration"] = torch.from_numpy(self.calibration_.quantiles)
-            facts["tail_index"] = self.calibration_.index
-        header = {
-            "format": FORMAT,
-            "model": type(self).__name__,
-            "params": json.dumps(self.get_params()),
-            "facts": json.dumps(facts),
-        }
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        os.close(handle)
-        try:
-            save_file(tensors, name, header)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-
-    @classmethod
-    def load(cls: type[Self], path: str | Path) -> Self:
-        """Read a model that `save` wrote.
-
-        Parameters
-        ----------
-        path : path
-
-        Returns
-        -------
-        AnomalyDetector
-            Fitted, on the CPU.
-
-        Raises
-        ------
-        ModelError
-            The file is no model of this class.
-        """
-        model = load(path)
-        if not isinstance(model, cls):
-            raise ModelError(f"{path}: must hold a {cls.__name__}, has a {type(model).__name__}")
-        return model
 
 
 SelfScene = TypeVar("SelfScene", bound="SceneDetector")
@@ -394,7 +402,7 @@ class SceneDetector(AnomalyDetector):
     ) -> None: ...
 
 
-def load(path: str | Path) -> AnomalyDetector:
+def load(path: str | Path) -> Any:
     """Read a model of any class from the file that its `save` wrote.
 
     Parameters
@@ -403,8 +411,8 @@ def load(path: str | Path) -> AnomalyDetector:
 
     Returns
     -------
-    AnomalyDetector
-        Fitted, on the CPU.
+    Model
+        Fitted, on the CPU; one with a class of its own, so without a static type.
 
     Raises
     ------
