@@ -336,3 +336,45 @@ def test_comparison_sorts_curves_by_their_area(tmp_path):
     assert imread(tmp_path / "c.png").shape[0] > 300
     with pytest.raises(ValueError, match=r"^comparison_figure: scores: needs at least one"):
         pictures.comparison_figure({}, truth)
+
+
+def test_latent_space_is_shown_in_its_principal_plane(tmp_path):
+    rng = np.random.default_rng(3)
+    codes = rng.normal(size=(20, 30, 6)) * [0.1, 5, 0.1, 2, 0.1, 0.1]
+    codes[2, 3, 1] = np.nan
+    figure = pictures.latent_figure(codes, title="codes")
+    points = np.asarray(figure.axes[0].collections[0].get_offsets())
+    wanted = codes.reshape(-1, 6)[np.isfinite(codes).all(2).ravel()][:, [1, 3]]
+    assert len(points) == 599
+    for axis in (0, 1):
+        assert np.corrcoef(points[:, axis], wanted[:, axis])[0, 1] > 0.99
+    assert figure.axes[0].get_xlabel().startswith("component 1: 8")
+    pictures.save(figure, tmp_path / "l.png")
+    assert imread(tmp_path / "l.png").shape[0] > 300
+
+
+def test_latent_space_has_classes_or_scores():
+    codes = np.random.default_rng(4).normal(size=(200, 2))
+    labels = np.arange(200) % 10 == 0
+    axes = pictures.latent_figure(codes, labels=labels).axes[0]
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == ["False: 180", "True: 20"]
+    assert axes.get_xlabel() == "unit 1"
+    figure = pictures.latent_figure(codes, scores=codes[:, 1], label="height")
+    drawn = np.asarray(figure.axes[0].collections[0].get_offsets())
+    np.testing.assert_array_equal(drawn, codes[np.argsort(codes[:, 1])])
+    assert figure.axes[1].get_ylabel() == "height"
+
+
+@pytest.mark.parametrize(
+    ("codes", "options", "rule"),
+    [
+        (np.zeros((9, 1)), {}, "codes: must have shape"),
+        (np.full((9, 2), np.nan), {}, "codes: needs 3 finite ones"),
+        (np.zeros((9, 2)), {"labels": np.zeros(8)}, "labels: must have the shape"),
+        (np.zeros((9, 2)), {"labels": np.zeros(9), "scores": np.zeros(9)}, "labels: must not be"),
+    ],
+)
+def test_wrong_codes(codes, options, rule):
+    with pytest.raises(ValueError, match=f"^latent_figure: {rule}"):
+        pictures.latent_figure(codes, **options)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mahal.metrics import mean_roc, roc, roc_areas
+from mahal.ops.mean_covariance import mean_covariance
 from mahal.scenes import Scene, extra
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "comparison_figure",
     "detection_figure",
     "false_colour",
+    "latent_figure",
     "roc_figure",
     "save",
 ]
@@ -42,6 +44,7 @@ GAMMA = 0.75  # lifts the dark parts beside a few bright roofs
 DETECTED, TRUTH, MISSING = "#00e5ff", "#76ff03", "#8c8c8c"
 PANEL = 5.4  # inches along the longer side of an image
 WIDE = 1.9  # columns per row above which the panels go below each other
+POINTS = 20_000  # drawn at most: more hide each other
 
 
 def false_colour(scene: Scene) -> tuple[Array, str]:
@@ -390,6 +393,100 @@ def _spread_out(values: Array) -> Array:
     return np.clip(values, low, None)
 
 
+def latent_figure(
+    codes: npt.ArrayLike,
+    *,
+    labels: npt.ArrayLike | None = None,
+    scores: npt.ArrayLike | None = None,
+    title: str = "",
+    label: str = "score",
+) -> Figure:
+    """Codes of a latent space in the plane that shows most of their variance.
+
+    Parameters
+    ----------
+    codes : array_like (..., units)
+        Codes of samples, of pixels or of patches, with two units or more; left out where a value
+        is not finite. Two units are drawn as they are, more as their two leading principal
+        components.
+    labels : array_like (...), optional
+        Class of each code, in colours with a legend; rare classes are drawn over frequent ones.
+    scores : array_like (...), optional
+        Score of each code, in colours with a bar from its 1st to its 99th percentile; high ones
+        are drawn over low ones.
+    title : str
+        Line above the points.
+    label : str
+        Name of the scores on the colour bar.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not known to pyplot; `save` writes it. Of more than 20 000 codes every k-th is drawn.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two units or three finite codes, both labels and scores, or their wrong shape.
+    ImportError
+        matplotlib is not installed.
+    """
+    values = np.asarray(codes, dtype=np.float64)
+    if values.ndim < 2 or values.shape[-1] < 2:
+        raise ValueError(
+            f"latent_figure: codes: must have shape (..., units) with 2 units or more, "
+            f"got {values.shape}"
+        )
+    if labels is not None and scores is not None:
+        raise ValueError("latent_figure: labels: must not be given together with scores, got both")
+    name, given = ("labels", labels) if labels is not None else ("scores", scores)
+    kinds = None if given is None else np.asarray(given)
+    if kinds is not None and kinds.shape != values.shape[:-1]:
+        raise ValueError(
+            f"latent_figure: {name}: must have the shape of the codes without units, "
+            f"{values.shape[:-1]}, got {kinds.shape}"
+        )
+    usable = np.isfinite(values).all(axis=-1)
+    if scores is not None and kinds is not None:
+        usable &= np.isfinite(kinds.astype(np.float64))
+    values = values[usable]
+    if len(values) < 3:
+        raise ValueError(f"latent_figure: codes: needs 3 finite ones or more, got {len(values)}")
+    points, names = _plane(values)
+    step = -(-len(points) // POINTS)
+    kinds = None if kinds is None else kinds[usable]
+    points, drawn = points[::step], None if kinds is None else kinds[::step]
+    figure: Figure = _matplotlib("figure").Figure((7.4, 6.2), layout="constrained")
+    axes = figure.subplots()
+    size = float(np.clip(4e4 / len(points), 4.0, 40.0))
+    style: dict[str, Any] = {"s": size, "linewidths": 0}
+    if kinds is None or drawn is None:
+        axes.scatter(points[:, 0], points[:, 1], alpha=0.7, **style)
+    elif labels is not None:
+        found, counts = np.unique(kinds, return_counts=True)
+        for place in np.argsort(-counts, kind="stable"):
+            chosen = drawn == found[place]
+            text = f"{found[place]}: {counts[place]}"
+            style |= {"color": f"C{place % 10}", "label": text, "alpha": 0.7}
+            axes.scatter(points[chosen, 0], points[chosen, 1], **style)
+        shown = axes.legend(loc="best", title="class: codes", markerscale=(30.0 / size) ** 0.5)
+        shown.get_frame().set_alpha(0.9)
+    else:
+        order = np.argsort(drawn, kind="stable")
+        low, high = np.percentile(drawn, (1, 99))
+        style |= {"c": drawn[order], "cmap": "viridis", "vmin": low, "vmax": high}
+        cloud = axes.scatter(points[order, 0], points[order, 1], **style)
+        figure.colorbar(cloud, ax=axes, extend="both", label=label)
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    if title:
+        axes.set_title(title, fontsize="large")
+    return figure
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as a PNG file that is the same for the same content.
 
@@ -400,6 +497,22 @@ def save(figure: Figure, path: str | Path) -> None:
         Its folder must exist.
     """
     figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+
+
+def _plane(codes: Array) -> tuple[Array, tuple[str, str]]:
+    """Codes in two dimensions, and names of the axes."""
+    if codes.shape[1] == 2:
+        return codes, ("unit 1", "unit 2")
+    mean, covariance = mean_covariance(codes)
+    variances, directions = np.linalg.eigh(covariance)
+    directions = directions[:, :-3:-1]
+    # The sign of a direction is arbitrary: the largest entry is positive.
+    largest = np.abs(directions).argmax(axis=0)
+    directions = directions * np.where(directions[largest, (0, 1)] < 0, -1.0, 1.0)
+    total = variances.sum()
+    shares = 100 * variances[:-3:-1] / total if total > 0 else np.zeros(2)
+    first, second = (f"component {k + 1}: {s:.0f} % of the variance" for k, s in enumerate(shares))
+    return (codes - mean) @ directions, (first, second)
 
 
 def _matplotlib(name: str) -> ModuleType:
