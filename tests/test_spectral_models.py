@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -366,3 +367,15 @@ def test_examples_of_the_page(tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         variables["again"].score(variables["scene"].image), variables["scores"]
     )
+
+
+def test_codes(fitted, scene):
+    mask = np.ones(scene.image.shape[:2], bool)
+    mask[3, 4] = False
+    codes = fitted.codes(scene.image, mask=mask)
+    assert codes.shape == (fitted.runs, *mask.shape, fitted.latent)
+    np.testing.assert_array_equal(np.isnan(codes).any(axis=(0, 3)), ~mask)
+    if "latent" in fitted.kinds:
+        again = copy.copy(fitted).set_params(score_kind="latent").score(scene.image, mask=mask)
+        own = [mahal.rx(code.astype(np.float64), mask=mask) for code in codes]
+        np.testing.assert_allclose(again, np.mean(own, axis=0), rtol=1e-4)

@@ -113,12 +113,18 @@ class Learner(Detector):
         """The model, fitted to one scene."""
         return model.fit(image, **{"masks" if self.images else "mask": mask}, **options)
 
+    def fitted(self, image: Array, mask: Any, *, progress: bool) -> Learner:
+        """With a model: the one there is, or one that is trained on this scene."""
+        if self.model is not None:
+            return self
+        return replace(self, model=self.trained(self.create(), image, mask, progress=progress))
+
     def takes(self, option: str) -> bool:
         """Models have a mask and parameters of their own."""
         return option == "mask"
 
     def tail(self, scores: Array) -> significance.ScoreTail | None:
-        """That of the scene of the training, where the model comes from a file."""
+        """That of the scene of the training."""
         if self.model is None:
             return significance.score_tail(scores)
         tail: significance.ScoreTail = self.model.calibration_
@@ -129,10 +135,7 @@ class Learner(Detector):
     ) -> tuple[Array, npt.NDArray[np.uint8]]:
         """Train, unless that is done, and score."""
         mask, progress = options.get("mask"), options.get("progress") is not None
-        model = self.model
-        if model is None:
-            model = self.trained(self.create(), image, mask, progress=progress)
-        scores = model.score(image, mask=mask)
+        scores = self.fitted(image, mask, progress=progress).model.score(image, mask=mask)
         status = np.where(np.isnan(scores), 3, 0).astype(np.uint8)
         if mask is not None:
             status[~mask] = 4

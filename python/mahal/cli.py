@@ -98,7 +98,8 @@ def _parser() -> _Parser:
         help="score a scene, outline what exceeds the threshold",
         description="Scores every pixel of a scene, sets the threshold for a false-alarm rate or a "
         "false-discovery rate, and writes OUT_scores (in the scene's own kind of file), "
-        "OUT_detections.png and OUT_summary.json; with ground truth also OUT_roc.png.",
+        "OUT_detections.png and OUT_summary.json; with ground truth also OUT_roc.png, for models "
+        "with a latent space of pixels also OUT_latent.png.",
     )
     detect.add_argument(
         "scene",
@@ -479,6 +480,11 @@ def _detect(args: argparse.Namespace) -> None:
     _keep_inputs(score_files, given)
 
     with scenes.staged(prefix.parent) as stage:
+        begin = time.perf_counter()
+        if isinstance(detector, Learner):
+            progress = sys.stderr.isatty()
+            detector = detector.fitted(_floats(scene.image), scene.mask, progress=progress)
+        training = time.perf_counter() - begin
         scores, status, seconds = _score(args, detector, scene, target, window, background)
         samples, inside = _samples(scene, window, args.border, background)
         if law:
@@ -516,6 +522,11 @@ def _detect(args: argparse.Namespace) -> None:
             pictures.save(
                 pictures.roc_figure(scores, truth, threshold=level, title=title), files[-1]
             )
+        codes = _codes(detector, scene)
+        if codes is not None:
+            files += (stage / f"{prefix.name}_latent.png",)
+            shown = {"scores": scores} if truth is None else {"labels": truth}
+            pictures.save(pictures.latent_figure(codes, title=title, **shown), files[-1])
         files += (stage / f"{prefix.name}_summary.json",)
         scored = np.isfinite(scores)
         summary = {
@@ -530,7 +541,7 @@ def _detect(args: argparse.Namespace) -> None:
             "background": args.background,
             "singular_rule": args.singular,
             "samples": _range(samples, scored),
-            "seconds": seconds,
+            "seconds": training + seconds,
             "pixels_scored": int(scored.sum()),
             "pixels_masked": masked,
             "pixels_at_the_edge": int((status == LEFT_OUT).sum()) - masked,
@@ -555,6 +566,14 @@ def _detect(args: argparse.Namespace) -> None:
         _write_json(files[-1], summary)
     _print(_detect_rows(scene, summary, method, _rule(args)))
     _print([("written", str(prefix.parent / file.name)) for file in files])
+
+
+def _codes(detector: Detector, scene: Scene) -> Array | None:
+    """Where every pixel lies in the latent space of the first network, where there is one."""
+    if not isinstance(detector, Learner) or not hasattr(detector.model, "codes"):
+        return None
+    codes: Array = detector.model.codes(_floats(scene.image), mask=scene.mask)[0]
+    return codes if codes.shape[-1] > 1 else None
 
 
 def _detect_folder(args: argparse.Namespace) -> None:

@@ -282,6 +282,28 @@ class _SpectralModel(SceneDetector):
         pixels = self._read("score_runs", image, mask)
         return np.stack([pixels.map(scores) for scores in self._run_scores(pixels)])
 
+    def codes(self, image: Any, *, mask: Any | None = None) -> Maps:
+        """Where every pixel lies in the latent space of each run.
+
+        Parameters
+        ----------
+        image : (rows, cols, bands) array
+        mask : (rows, cols) bool array, optional
+            True where a pixel is used.
+
+        Returns
+        -------
+        (runs, rows, cols, units) ndarray of float32
+            NaN where a pixel is not used; the means, where codes are distributions.
+            `mahal.pictures.latent_figure` shows them.
+        """
+        self._check_fitted("codes")
+        pixels = self._read("codes", image, mask)
+        found, _ = self._pass(torch.from_numpy(self._scaled(pixels.spectra())))
+        out = np.full((self.runs, *pixels.used.shape, found.shape[2]), np.nan, np.float32)
+        out[:, pixels.used] = found.numpy()
+        return out
+
     def _run_scores(self, pixels: Pixels) -> list[Maps]:
         spectra = torch.from_numpy(self._scaled(pixels.spectra()))
         codes, rebuilt = self._pass(spectra)
