@@ -525,7 +525,9 @@ def _detect(args: argparse.Namespace) -> None:
         codes = _codes(detector, scene)
         if codes is not None:
             files += (stage / f"{prefix.name}_latent.png",)
-            shown = {"scores": scores} if truth is None else {"labels": truth}
+            shown: dict[str, Any] = {"scores": scores}
+            if truth is not None:
+                shown = {"labels": np.where(truth, "target", "background")}
             pictures.save(pictures.latent_figure(codes, title=title, **shown), files[-1])
         files += (stage / f"{prefix.name}_summary.json",)
         scored = np.isfinite(scores)
