@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mahal.metrics import mean_roc, roc, roc_areas
+from mahal.metrics import image_areas, mean_roc, over_runs, roc, roc_areas
 
 EPS = np.finfo(np.float64).eps
 
@@ -190,3 +190,35 @@ def test_mean_roc_of_one_run_is_its_roc():
         assert found.detection_rate[k] >= detection
     with pytest.raises(ValueError, match="at least one run"):
         mean_roc([], truth)
+
+
+def test_areas_of_images_and_their_pixels():
+    rng = np.random.default_rng(4)
+    maps = [rng.normal(size=(6, 5 + k)) for k in range(4)]
+    truths = [np.zeros(m.shape, bool) for m in maps]
+    truths[1][2, 3] = truths[3][0, 0] = True
+    maps[1][2, 3], maps[3][0, 0], maps[3][5, 5] = 9.0, 0.1, np.nan
+    found = image_areas(maps, truths)
+    flat = [np.concatenate([a.ravel() for a in part]) for part in (maps, truths)]
+    assert found.pixel == roc_areas(*flat).auc_df
+    highest = [np.nanmax(m) for m in maps]
+    assert found.image == roc_areas(highest, [False, True, False, True]).auc_df
+    single = [roc_areas(maps[k], truths[k]).auc_df for k in (1, 3)]
+    assert found.pixel_mean == np.mean(single)
+    assert (found.targets, found.images) == (2, 4)
+    assert image_areas(maps, truths, image_scores=[0, 1, 0, 1]).image == 1
+    assert np.isnan(image_areas(maps[1:2], truths[1:2]).image)
+    with pytest.raises(ValueError, match="got 3 for 4"):
+        image_areas(maps, truths[:3])
+    with pytest.raises(ValueError, match=r"truths\[1\]: must have the shape"):
+        image_areas(maps[:2], truths[::3])
+
+
+def test_spread_over_runs():
+    found = over_runs([0.5, 0.7, 0.9])
+    assert (found.mean, found.runs) == (pytest.approx(0.7), 3)
+    assert found.deviation == pytest.approx(np.sqrt(0.08 / 3))
+    assert str(found) == "0.7000 ± 0.1633"
+    assert str(over_runs([0.25])) == "0.2500"
+    with pytest.raises(ValueError, match="at least one run"):
+        over_runs([])

@@ -19,7 +19,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MeanRoc", "Roc", "RocAreas", "mean_roc", "roc", "roc_areas"]
+__all__ = [
+    "ImageAreas",
+    "MeanRoc",
+    "Roc",
+    "RocAreas",
+    "Spread",
+    "image_areas",
+    "mean_roc",
+    "over_runs",
+    "roc",
+    "roc_areas",
+]
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,51 @@ class RocAreas:
     positives: int
     negatives: int
     left_out: int
+
+
+@dataclass(frozen=True)
+class ImageAreas:
+    """Areas under the ROC curves of a set of images, AUROC in the anomaly detection literature.
+
+    Attributes
+    ----------
+    image : float
+        AUC(D,F) with one score per image, the highest of its map; an image with any target pixel is
+        a target.
+    pixel : float
+        AUC(D,F) of the pixels of all images together.
+    pixel_mean : float
+        Mean of the AUC(D,F) of every image that has target and background pixels.
+    targets, images : int
+        Number of images with target pixels, and of all.
+    """
+
+    image: float
+    pixel: float
+    pixel_mean: float
+    targets: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and deviation of a figure over several runs.
+
+    Attributes
+    ----------
+    mean : float
+    deviation : float
+        Standard deviation, with divisor ``runs``.
+    runs : int
+    """
+
+    mean: float
+    deviation: float
+    runs: int
+
+    def __str__(self) -> str:
+        """With four decimals, and the deviation of more than one run."""
+        return f"{self.mean:.4f}" + (f" ± {self.deviation:.4f}" if self.runs > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -283,6 +339,98 @@ def roc_areas(
         negatives=background.size,
         left_out=split.left_out,
     )
+
+
+def image_areas(
+    scores: Sequence[npt.ArrayLike],
+    truths: Sequence[npt.ArrayLike],
+    *,
+    image_scores: npt.ArrayLike | None = None,
+) -> ImageAreas:
+    """Areas under the ROC curves of images and of their pixels.
+
+    Parameters
+    ----------
+    scores : sequence of array_like
+        Score maps, of any sizes, higher is more anomalous. NaN pixels are left out.
+    truths : sequence of array_like
+        Truth of every map, of its shape, boolean or all 0 and 1.
+    image_scores : array_like (images,), optional
+        Scores of the images; the highest of each map where not given.
+
+    Returns
+    -------
+    ImageAreas
+        `image` is NaN where all images are targets, or none is.
+
+    Raises
+    ------
+    ValueError
+        No image, as many truths as maps, or as for `roc` of all pixels together.
+    """
+    op = "image_areas"
+    maps, labels = [np.asarray(s) for s in scores], [np.asarray(t) for t in truths]
+    if not maps or len(maps) != len(labels):
+        raise ValueError(
+            f"{op}: truths: must be as many as the scores and at least one, got {len(labels)} for "
+            f"{len(maps)}"
+        )
+    for index, (values, truth) in enumerate(zip(maps, labels, strict=True)):
+        if values.shape != truth.shape:
+            raise ValueError(
+                f"{op}: truths[{index}]: must have the shape of its scores {values.shape}, got "
+                f"{truth.shape}"
+            )
+    pixel = roc_areas(
+        np.concatenate([m.ravel() for m in maps]), np.concatenate([t.ravel() for t in labels])
+    )
+    single = [
+        roc_areas(values, truth).auc_df
+        for values, truth in zip(maps, labels, strict=True)
+        if _two_valued(truth[~np.isnan(values)])
+    ]
+    if image_scores is None:
+        known = [m[~np.isnan(m)] for m in maps]
+        highest = np.array([m.max() if m.size else np.nan for m in known])
+    else:
+        highest = np.asarray(image_scores)
+    strange = np.array([bool(t.any()) for t in labels])
+    both = _two_valued(strange)
+    return ImageAreas(
+        image=roc_areas(highest, strange).auc_df if both else float("nan"),
+        pixel=pixel.auc_df,
+        pixel_mean=float(np.mean(single)) if single else float("nan"),
+        targets=int(strange.sum()),
+        images=len(maps),
+    )
+
+
+def over_runs(values: npt.ArrayLike) -> Spread:
+    """Mean and deviation of a figure over runs, such as the areas of several seeds.
+
+    Parameters
+    ----------
+    values : array_like (runs,)
+
+    Returns
+    -------
+    Spread
+
+    Raises
+    ------
+    ValueError
+        No value, or values that are not in one row.
+    """
+    found = np.asarray(values, np.float64)
+    if found.ndim != 1 or found.size == 0:
+        raise ValueError(
+            f"over_runs: values: must have shape (runs,) with at least one run, got {found.shape}"
+        )
+    return Spread(float(found.mean()), float(found.std()), int(found.size))
+
+
+def _two_valued(labels: npt.NDArray[np.generic]) -> bool:
+    return bool(labels.any() and not labels.all())
 
 
 def _split(op: str, scores: npt.ArrayLike, truth: npt.ArrayLike) -> _Split:
