@@ -239,6 +239,12 @@ DETECTORS: dict[str, Detector] = {
             "adversarial autoencoder of a background that multi-scale covariance maps single out",
         ),
         Learner.of(
+            "padim_ace",
+            "PadimACE",
+            "features unlike those of normal images at their place, or like a signature there",
+            images=True,
+        ),
+        Learner.of(
             "spectral_autoencoder",
             "SpectralAutoencoder",
             "what an autoencoder of single spectra cannot rebuild",

@@ -14,7 +14,10 @@ try:
         load,
     )
     from mahal.models._images import ImageDetector
+    from mahal.models.backbones import train_backbone
     from mahal.models.mtgan import MTGAN
+    from mahal.models.padim import LocationStatistics, PadimACE
+    from mahal.models.resnet import ResNet18
     from mahal.models.spectral import CollapseWarning, SpectralAutoencoder, SpectralVAE
 except ImportError as error:
     raise ImportError(
@@ -26,10 +29,14 @@ __all__ = [
     "AnomalyDetector",
     "CollapseWarning",
     "ImageDetector",
+    "LocationStatistics",
     "ModelError",
+    "PadimACE",
+    "ResNet18",
     "SceneDetector",
     "SpectralAutoencoder",
     "SpectralVAE",
     "TrainingError",
     "load",
+    "train_backbone",
 ]

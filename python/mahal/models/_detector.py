@@ -168,6 +168,10 @@ class Model(abc.ABC):
 
     # -- files
 
+    def _saved_params(self) -> dict[str, Any]:
+        """Parameters as JSON has them, for `load` to make the model with."""
+        return self.get_params()
+
     @abc.abstractmethod
     def _tensors(self) -> dict[str, torch.Tensor]: ...
 
@@ -196,24 +200,18 @@ class Model(abc.ABC):
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
         facts: dict[str, Any] = {**self._facts(), "bands": self.bands_}
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
+        tensors = self._tensors()
         if hasattr(self, "calibration_"):
             tensors["calibration"] = torch.from_numpy(self.calibration_.quantiles)
             facts["tail_index"] = self.calibration_.index
+            facts["tail_cosine"] = self.calibration_.cosine
         header = {
             "format": FORMAT,
             "model": type(self).__name__,
-            "params": json.dumps(self.get_params()),
+            "params": json.dumps(self._saved_params()),
             "facts": json.dumps(facts),
         }
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        os.close(handle)
-        try:
-            save_file(tensors, name, header)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_tensors(path, tensors, header)
 
     @classmethod
     def load(cls: type[Self], path: str | Path) -> Self:
@@ -402,7 +400,26 @@ class SceneDetector(AnomalyDetector):
     ) -> None: ...
 
 
+<<<<<<< HEAD
 def load(path: str | Path) -> Any:
+=======
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, which appears when it is complete."""
+    content = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(content, name, None if header is None else dict(header))
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | Path) -> AnomalyDetector:
+>>>>>>> 7c9f39f (Score images by a Gaussian at every location of a network's features: PaDiM and PaDiM-ACE)
     """Read a model of any class from the file that its `save` wrote.
 
     Parameters
@@ -441,7 +458,7 @@ def load(path: str | Path) -> Any:
     model.bands_ = facts["bands"]
     if "calibration" in tensors:
         quantiles = tensors.pop("calibration").numpy()
-        model.calibration_ = ScoreTail(quantiles, facts["tail_index"])
+        model.calibration_ = ScoreTail(quantiles, facts["tail_index"], facts["tail_cosine"])
     model._restore(tensors, facts)
     return model
 

@@ -197,6 +197,10 @@ class ImageDetector(AnomalyDetector):
         self._calibrate(pictures)
         return self
 
+    def _scores_are_cosines(self) -> bool:
+        """Whether scores lie in [-1, 1], and not above 0."""
+        return False
+
     def _calibrate(self, pictures: Pictures) -> None:
         share = CALIBRATION_SCORES // len(pictures)
         scores = []
@@ -204,7 +208,7 @@ class ImageDetector(AnomalyDetector):
             found = self._score(picture)
             found = found[np.isfinite(found)]
             scores.append(found[:: max(1, -(-found.size // max(share, 1)))])
-        self.calibration_ = score_tail(np.concatenate(scores))
+        self.calibration_ = score_tail(np.concatenate(scores), cosine=self._scores_are_cosines())
 
     def _read(self, what: str, image: Array, mask: Array | None) -> Picture:
         op = f"{type(self).__name__}.{what}"
