@@ -60,6 +60,20 @@ class ResNet18(nn.Module):
         if classes is not None and stages != 4:
             raise ValueError(f"ResNet18: classes: need all four stages, got stages={stages}")
         super().__init__()
+        # Layers draw weights when they are made, which are replaced.
+        with torch.random.fork_rng(devices=[]):
+            self._build(channels, classes, stages)
+        random = generator(seed, "weights")
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(
+                    module.weight, mode="fan_out", nonlinearity="relu", generator=random
+                )
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01, generator=random)
+                nn.init.zeros_(module.bias)
+
+    def _build(self, channels: int, classes: int | None, stages: int) -> None:
         self.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         inputs = 64
@@ -70,15 +84,6 @@ class ResNet18(nn.Module):
         self.stages = stages
         if classes is not None:
             self.fc = nn.Linear(512, classes)
-        random = generator(seed, "weights")
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(
-                    module.weight, mode="fan_out", nonlinearity="relu", generator=random
-                )
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.01, generator=random)
-                nn.init.zeros_(module.bias)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Feature maps of all stages.
