@@ -14,7 +14,13 @@ from matplotlib.image import imread
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
-from mahal.models import ImageDetector, ModelError, TrainingError, load  # noqa: E402
+from mahal.models import (  # noqa: E402
+    ImageDetector,
+    ModelError,
+    TrainingError,
+    _training,
+    load,
+)
 from mahal.models._images import check_size  # noqa: E402
 from mahal.models._training import Batches, Learner, train  # noqa: E402
 from torch import nn  # noqa: E402
@@ -69,6 +75,13 @@ class _Learner(Learner):
         self.offset = nn.Parameter(torch.zeros(pixels.shape[1]))
         self.learning_rate = learning_rate
         self.steps = 0
+
+    last = None
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == self.last:
+            _die()
+        super().on_train_epoch_start()
 
     def training_step(self, index):
         self.steps += 1
@@ -148,6 +161,39 @@ def test_a_loss_that_is_not_finite_names_step_and_tensor(images):
 def test_early_stopping_keeps_the_best(images):
     steps = Offset(epochs=60, learning_rate=1.05, patience=2).fit(images).steps_
     assert steps < 60 * 9
+
+
+@pytest.mark.parametrize(("patience", "kills"), [(2, (2, "end")), (9, ("end",))])
+def test_early_stopping_goes_on_where_it_was_killed(images, tmp_path, monkeypatch, patience, kills):
+    # Every step goes to the mean of its batch: the loss goes up and down.
+    model = Offset(epochs=9, learning_rate=0.5, patience=patience)
+    losses = []
+    validate = _training._BestWeights.on_validation_epoch_end
+
+    def watched(self, trainer, learner):
+        validate(self, trainer, learner)
+        losses.append((float(trainer.callback_metrics["validation"]), learner.offset.tolist()))
+
+    monkeypatch.setattr(_training._BestWeights, "on_validation_epoch_end", watched)
+    whole = model.fit(images).offset_.tolist()
+    epochs = len(losses)
+    assert whole == min(losses)[1] != losses[-1][1]
+    assert epochs == 9 if patience == 9 else 3 < epochs < 9
+    for kill in kills:
+        with monkeypatch.context() as patched:
+            if kill == "end":
+                patched.setattr(_training.shutil, "rmtree", _die)
+            else:
+                patched.setattr(_Learner, "last", kill)
+            with pytest.raises(RuntimeError, match="killed"):
+                model.fit(images, checkpoint=tmp_path / "state")
+        losses.clear()
+        assert model.fit(images, checkpoint=tmp_path / "state").offset_.tolist() == whole
+        assert len(losses) == (0 if kill == "end" else epochs - kill)
+
+
+def _die(*arguments):
+    raise RuntimeError("killed")
 
 
 def test_two_processes_learn_what_one_does(images):

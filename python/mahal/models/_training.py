@@ -103,21 +103,25 @@ class _BestWeights(Callback):
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
-        self.best: dict[str, Any] = {"loss": math.inf, "epoch": -1, "weights": None}
+        self.best: dict[str, Any] = {"loss": math.inf, "epoch": -1, "weights": None, "last": False}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A training that had come to its end before it was killed does not go on."""
+        trainer.should_stop = self.best["last"]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the loss of this epoch."""
         loss = float(trainer.callback_metrics["validation"])
         if loss < self.best["loss"]:
             weights = {name: t.detach().clone() for name, t in pl_module.state_dict().items()}
-            self.best = {"loss": loss, "epoch": trainer.current_epoch, "weights": weights}
+            self.best.update(loss=loss, epoch=trainer.current_epoch, weights=weights)
         elif trainer.current_epoch - self.best["epoch"] >= self.patience:
-            trainer.should_stop = True
+            self.best["last"] = trainer.should_stop = True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def restore(self, learner: Learner) -> None:
         """Go back to the best."""
         if self.best["weights"] is not None:
-            pl_module.load_state_dict(self.best["weights"])
+            learner.load_state_dict(self.best["weights"])
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -175,9 +179,8 @@ def train(
     the training stops when its loss has not fallen for ``patience`` epochs, and the best state is
     the one that stays.
     """
-    callbacks: list[Callback] = []
-    if patience is not None:
-        callbacks.append(_BestWeights(patience))
+    best = None if patience is None else _BestWeights(patience)
+    callbacks: list[Callback] = [] if best is None else [best]
     resume = None
     if checkpoint is not None:
         checkpoint.mkdir(parents=True, exist_ok=True)
@@ -214,6 +217,9 @@ def train(
         run.fit(learner, batches, validation, ckpt_path=resume)
         if run.interrupted:
             raise KeyboardInterrupt
+    # Not in a hook: Lightning calls none for a training that was killed after its last epoch.
+    if best is not None:
+        best.restore(learner)
     learner.to("cpu")
     learner.trainer = None
     if checkpoint is not None:
