@@ -254,5 +254,10 @@ DETECTORS: dict[str, Detector] = {
             "SpectralVAE",
             "the same with a variational autoencoder",
         ),
+        Learner.of(
+            "vae_grf",
+            "VAEGRF",
+            "what an autoencoder of images with a Gaussian random field prior finds odd",
+        ),
     )
 }

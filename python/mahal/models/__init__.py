@@ -19,6 +19,7 @@ try:
     from mahal.models.padim import LocationStatistics, PadimACE
     from mahal.models.resnet import ResNet18
     from mahal.models.spectral import CollapseWarning, SpectralAutoencoder, SpectralVAE
+    from mahal.models.vae_grf import VAEGRF
 except ImportError as error:
     raise ImportError(
         f"{error.name} is needed here and cannot be imported ({error}): pip install mahal[models]"
@@ -26,6 +27,7 @@ except ImportError as error:
 
 __all__ = [
     "MTGAN",
+    "VAEGRF",
     "AnomalyDetector",
     "CollapseWarning",
     "ImageDetector",
