@@ -400,9 +400,6 @@ class SceneDetector(AnomalyDetector):
     ) -> None: ...
 
 
-<<<<<<< HEAD
-def load(path: str | Path) -> Any:
-=======
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, str] | None = None
 ) -> None:
@@ -418,8 +415,7 @@ def write_tensors(
         raise
 
 
-def load(path: str | Path) -> AnomalyDetector:
->>>>>>> 7c9f39f (Score images by a Gaussian at every location of a network's features: PaDiM and PaDiM-ACE)
+def load(path: str | Path) -> Any:
     """Read a model of any class from the file that its `save` wrote.
 
     Parameters
