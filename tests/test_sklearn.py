@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mahal
 import numpy as np
 import pytest
@@ -115,3 +117,11 @@ def test_a_search_over_parameters_runs(pixels):
     assert search.fit(samples, labels).best_score_ > 0.8
     with pytest.raises(ValueError, match="TargetDetector: detector: must be 'ace'"):
         TargetDetector(detector="cem").fit(samples, labels)
+
+
+def test_example_of_the_page():
+    page = Path(__file__).parents[1] / "docs" / "adapters.md"
+    variables = {}
+    for block in page.read_text(encoding="utf-8").split("```python\n")[1:]:
+        exec(block.split("```")[0], variables)
+    assert 0.009 < variables["outliers"].mean() < 0.011
