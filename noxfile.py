@@ -255,6 +255,57 @@ def wheel(session: nox.Session) -> None:
     session.install("--no-build-isolation", "--no-deps", "./examples/nanobind_embedding")
     session.run("python", "examples/nanobind_embedding/check.py")
 
+    # Away from this tree, as a project of somebody else is.
+    project = Path(session.create_tmp()) / "cpp_local_rx"
+    shutil.rmtree(project, ignore_errors=True)
+    shutil.copytree(ROOT / "examples" / "cpp_local_rx", project)
+    found = session.run("python", "-m", "mahal", "--cmake-dir", silent=True)
+    session.run(
+        "cmake", "-S", str(project), "-B", str(project / "build"), "-G", "Ninja",
+        f"-Dmahal_DIR={str(found).strip()}", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror",
+    )  # fmt: skip
+    session.run("cmake", "--build", str(project / "build"))
+    session.run("ctest", "--test-dir", str(project / "build"), "--output-on-failure")
+    session.run("python", "tools/smoke.py")
+
+
+# MiB of a wheel. PyPI takes files up to 100 MiB; the CPU's share is what everybody downloads.
+WHEEL_BUDGET = {"cpu": 8, "cuda": 95}
+
+
+@nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Source distribution and repaired wheel of this machine: contents, size, and a trial."""
+    dist, wheelhouse = (BUILD / "release" / name for name in ("dist", "wheelhouse"))
+    shutil.rmtree(BUILD / "release", ignore_errors=True)
+    session.install(*_group("release"))
+    session.run("cibuildwheel", "--platform", "linux", "--print-build-identifiers")
+    # The wheel is built from the unpacked source distribution, for all devices of a release.
+    architectures = os.environ.get("MAHAL_CUDA_ARCHITECTURES", "")
+    settings = {**_cuda_environment(), "MAHAL_CUDA_ARCHITECTURES": architectures}
+    session.run("python", "-m", "build", "--outdir", str(dist), env=settings)
+    (built,) = dist.glob("*.whl")
+    session.run("auditwheel", "show", str(built))
+    session.run(
+        "auditwheel", "repair", "--exclude", "libcuda.so.1", "-w", str(wheelhouse), str(built)
+    )
+    (repaired,) = wheelhouse.glob("*.whl")
+
+    clean = Path(session.create_tmp()) / "clean"
+    shutil.rmtree(clean, ignore_errors=True)
+    session.run("python", "-m", "venv", str(clean), silent=True)
+    python = str(clean / "bin" / "python")
+    bare = {"PATH": str(clean / "bin")}
+    session.run(python, "-m", "pip", "install", "-q", str(repaired), env=bare, external=True)
+    session.run(python, str(ROOT / "tools" / "smoke.py"), env=bare, external=True)
+
+    asks = "import mahal; print('cuda' if mahal.info()['cuda'] else 'cpu')"
+    kind = str(session.run(python, "-c", asks, silent=True, external=True)).strip()
+    size = repaired.stat().st_size / 2**20
+    session.log(f"{repaired.name}: {size:.1f} MiB of {WHEEL_BUDGET[kind]}")
+    if size > WHEEL_BUDGET[kind]:
+        session.error(f"{repaired.name} is larger than its budget of {WHEEL_BUDGET[kind]} MiB")
+
 
 def _kernel_table(report: str) -> list[str]:
     """Registers and spilled bytes of every kernel, one line for all architectures."""

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -136,6 +137,61 @@ def test_contents_of_the_source_distribution():
     ours = set(output("git", "-C", str(ROOT), "ls-files").split())
     assert names <= ours, "files that git does not track"
     assert {"CMakeLists.txt", "csrc/bindings.cpp", "tests/conftest.py", "LICENSE"} <= names
+
+
+@pytest.fixture
+def unpacked(tmp_path):
+    """The wheel, unpacked, and what the smoke test says of it as it is then."""
+    if "MAHAL_WHEEL" not in os.environ:
+        pytest.skip("no wheel (MAHAL_WHEEL)")
+    zipfile.ZipFile(os.environ["MAHAL_WHEEL"]).extractall(tmp_path)
+
+    def failures():
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "tools" / "smoke.py")],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            check=False,
+            timeout=600,
+        )
+        lines = done.stdout.splitlines()
+        failed = [line.split(":")[0] for line in lines if not line.startswith("ok ")]
+        assert done.returncode == bool(failed), done.stderr
+        return failed, done.stdout
+
+    return tmp_path, failures
+
+
+def test_the_smoke_test_names_what_is_broken(unpacked):
+    folder, failures = unpacked
+    assert failures()[0] == []
+    (folder / "mahal" / "py.typed").unlink()
+    (folder / "mahal" / "include" / "mahal" / "rx.hpp").unlink()
+    (folder / "mahal.libs").mkdir()
+    (folder / "mahal.libs" / "libcudart.so.12").touch()
+    (metadata,) = folder.glob("mahal-*.dist-info/METADATA")
+    metadata.write_text(
+        re.sub(r"(?m)^Version: .*$", "Version: 99.0", metadata.read_text(), count=1)
+    )
+    failed, text = failures()
+    assert failed == [
+        "FAIL one version",
+        "FAIL no foreign libraries",
+        "FAIL cmake package",
+        "FAIL typed",
+    ]
+    assert "the repair of the wheel put in libraries" in text
+    assert "libcudart.so.12" in text
+
+
+def test_the_smoke_test_names_a_missing_library(unpacked):
+    folder, failures = unpacked
+    (folder / "mahal" / "lib" / "libmahal.so").unlink()
+    failed, text = failures()
+    assert failed[0] == "FAIL imports"
+    assert "libmahal.so: cannot open shared object file" in text
 
 
 def test_ci_runs_the_test_command_of_the_readme():
