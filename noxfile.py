@@ -299,6 +299,13 @@ def release(session: nox.Session) -> None:
     session.run(python, "-m", "pip", "install", "-q", str(repaired), env=bare, external=True)
     session.run(python, str(ROOT / "tools" / "smoke.py"), env=bare, external=True)
 
+    # pyod brings numba and LLVM with it, 200 MB that CI does without.
+    session.run(
+        python, "-m", "pip", "install", "-q", "pyod", "scikit-learn", "pytest",
+        env=bare, external=True,
+    )  # fmt: skip
+    _pytest(session, *_test_files("pyod"), python=python, env=bare)
+
     asks = "import mahal; print('cuda' if mahal.info()['cuda'] else 'cpu')"
     kind = str(session.run(python, "-c", asks, silent=True, external=True)).strip()
     size = repaired.stat().st_size / 2**20
