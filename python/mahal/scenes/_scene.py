@@ -67,13 +67,15 @@ class Scene:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-def extra(name: str) -> ModuleType:
+def extra(name: str, brings: str = "cli") -> ModuleType:
     """Import an optional module.
 
     Parameters
     ----------
     name : str
         Full module name.
+    brings : str
+        The extra of this package that brings it.
 
     Returns
     -------
@@ -91,5 +93,6 @@ def extra(name: str) -> ModuleType:
     except ImportError as error:
         package = name.partition(".")[0]
         raise ImportError(
-            f"{package} is needed here and cannot be imported ({error}): pip install mahal[cli]"
+            f"{package} is needed here and cannot be imported ({error}): "
+            f"pip install mahal[{brings}]"
         ) from error
