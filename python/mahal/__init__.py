@@ -36,6 +36,7 @@ __version__: str = _core.build_info()["version"]
 # Imported on first use, so that `import mahal` stays quick.
 _LAZY = (
     "benchmark",
+    "blocks",
     "metrics",
     "models",
     "nn",

@@ -315,6 +315,28 @@ class AnomalyDetector(Model):
     @abc.abstractmethod
     def _score(self, image: Any) -> npt.NDArray[np.float32]: ...
 
+    # -- blocks of a scene, see mahal.blocks.score
+
+    def _reach(self) -> int:
+        """How far around a pixel its score looks, in pixels."""
+        raise ModelError(
+            f"{type(self).__name__}: score: a score depends on the whole image, so a scene cannot "
+            "be scored in blocks"
+        )
+
+    def _needs_scene(self) -> bool:
+        """Whether scores need the mean and covariance of features over the scene."""
+        return False
+
+    def _scene_features(self, image: Any) -> list[npt.NDArray[np.float32]]:
+        """These features (pixels, n), of each run."""
+        return []
+
+    def _block_score(
+        self, image: Any, statistics: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+    ) -> npt.NDArray[np.float32]:
+        """Scores with the means and covariances of `_scene_features`."""
+        return self._score(image)
 
 SelfScene = TypeVar("SelfScene", bound="SceneDetector")
 

@@ -63,6 +63,10 @@ class _Stacked(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
+# Scores that are distances to the mean of the scene or of a window.
+DISTANCES = ("mahalanobis", "latent")
+
+
 def _sizes(bands: int, latent: int, layers: int) -> list[int]:
     """Widths from the spectrum to the code, each smaller by the same factor."""
     return [round(bands * (latent / bands) ** (k / layers)) for k in range(layers + 1)]
@@ -251,8 +255,34 @@ class _SpectralModel(SceneDetector):
     # -- scoring
 
     def _score(self, pixels: Pixels) -> Maps:
+        return self._block_score(pixels, [])
+
+    def _reach(self) -> int:
+        if self.score_kind not in DISTANCES or self.window is None:
+            return 0
+        return (self.window if isinstance(self.window, int) else self.window[1]) // 2
+
+    def _needs_scene(self) -> bool:
+        return self.score_kind in DISTANCES and self.window is None
+
+    def _scene_features(self, pixels: Pixels) -> list[Maps]:
+        spectra = torch.from_numpy(self._scaled(pixels.spectra()))
+        codes, rebuilt = self._pass(spectra)
+        found = codes if self.score_kind == "latent" else spectra - rebuilt
+        return [one.numpy() for one in found]
+
+    def _block_score(
+        self, pixels: Pixels, statistics: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+    ) -> Maps:
         total: npt.NDArray[np.float64] | None = None
-        for scores in self._run_scores(pixels):
+        if statistics:
+            runs = [
+                mahal.mahalanobis(values, *one)
+                for values, one in zip(self._scene_features(pixels), statistics, strict=True)
+            ]
+        else:
+            runs = self._run_scores(pixels)
+        for scores in runs:
             values = scores.astype(np.float64)
             if total is None:
                 total = values

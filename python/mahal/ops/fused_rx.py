@@ -96,7 +96,7 @@ def fused_rx(
     whole, whole_status = rx(image, **options)
     near, near_status = rx(
         _leading(image, components, used),
-        window=_fitting(window, min(image.shape[:2])),
+        window=fitting(window, min(image.shape[:2])),
         progress=progress,
         **options,
     )
@@ -108,7 +108,7 @@ def fused_rx(
     return score, status
 
 
-def _fitting(window: tuple[int, int], side: int) -> tuple[int, int]:
+def fitting(window: tuple[int, int], side: int) -> tuple[int, int]:
     inner, outer = window
     if outer <= side:
         return window

@@ -251,7 +251,7 @@ def _npy(path: Path, channels: str) -> _Mapped:
         shape, channels = (*shape, 1), "last"
     if len(shape) != 3:
         raise SceneError(f"{path}: image must be (rows, cols, bands), got shape {values.shape}")
-    order = (0, 1, 2) if channels == "last" else (1, 2, 0)
+    order: tuple[int, ...] = (0, 1, 2) if channels == "last" else (1, 2, 0)
     if columns_first:
         # The file has the axes in reverse.
         shape, order = shape[::-1], tuple(2 - axis for axis in order)
