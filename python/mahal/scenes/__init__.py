@@ -6,7 +6,6 @@ scene with known truth. `Folder` reads many images, one at a time; `open` reads 
 larger than memory, piece by piece.
 """
 
-from mahal.scenes._folder import Folder
 from mahal.scenes._folder import Folder, is_image_folder
 from mahal.scenes._lazy import open
 from mahal.scenes._read import KINDS, read, read_map, read_truth
