@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import mahal
 import mahal.benchmark
 import mahal.tuning
-from mahal import _image_folders, metrics, pictures, scenes, significance
+from mahal import _image_folders, metrics, pictures, report, scenes, significance
 from mahal._detectors import DETECTORS, Detector, Learner
 from mahal.ops._estimators import ESTIMATORS
 from mahal.ops.covariance_distance import METRICS
@@ -132,6 +133,12 @@ def _parser() -> _Parser:
         type=_rate,
         metavar="RATE",
         help="share of false ones among the detections (Benjamini and Hochberg)",
+    )
+    detect.add_argument(
+        "--report",
+        type=_report,
+        metavar="FILE",
+        help="also write one HTML page: images, threshold slider, spectra; opens without network",
     )
     detect.add_argument("--threads", type=_threads, metavar="N", help="default: all cores")
     detect.add_argument("-o", "--output", metavar="OUT", help=OUTPUT_RULE)
@@ -436,6 +443,13 @@ def _rate(text: str) -> float:
     return value
 
 
+def _report(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise argparse.ArgumentTypeError(f"must end in .html, got {text}")
+    return path
+
+
 def _threads(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
@@ -462,6 +476,9 @@ def _detect(args: argparse.Namespace) -> None:
     prefix = _prefix(args.output, name)
     for module in ("scipy.special", "matplotlib.figure"):
         scenes.extra(module)
+    if args.report is not None:
+        _writable(args.report, "--report")
+        scenes.extra("bokeh")
     scene = _scene(args)
     if args.model is None:
         detector = DETECTORS[args.detector or _default_detector(args, scene)]
@@ -479,7 +496,8 @@ def _detect(args: argparse.Namespace) -> None:
     given = (scene.path, args.truth, args.background, args.target)
     _keep_inputs(score_files, given)
 
-    with scenes.staged(prefix.parent) as stage:
+    with contextlib.ExitStack() as stages:
+        stage = stages.enter_context(scenes.staged(prefix.parent))
         begin = time.perf_counter()
         if isinstance(detector, Learner):
             progress = sys.stderr.isatty()
@@ -487,10 +505,16 @@ def _detect(args: argparse.Namespace) -> None:
         training = time.perf_counter() - begin
         scores, status, seconds = _score(args, detector, scene, target, window, background)
         samples, inside = _samples(scene, window, args.border, background)
+        counts = samples[np.isfinite(scores)] if samples.ndim else samples
+        if counts.size and counts.min() == counts.max():
+            samples = counts.min()  # one threshold for all
+        pvalue = None
         if law:
-            threshold, detected = _decide(args, detector, scene, scores, samples, inside)
-        elif detector.continued:
-            threshold, detected = _decide_by_tail(args, detector, scores)
+            threshold_of, pvalue = _by_law(args, detector, scene, samples, inside)
+            threshold, detected = _decide(args, scores, threshold_of, pvalue)
+        elif (tail := detector.tail(scores)) is not None:
+            pvalue = tail.pvalue
+            threshold, detected = _decide(args, scores, tail.threshold, pvalue)
         else:
             threshold = _empirical(scores, _alarm_rate(args))
             detected = scores >= threshold
@@ -566,8 +590,27 @@ def _detect(args: argparse.Namespace) -> None:
             "files": [file.name for file in files],
         }
         _write_json(files[-1], summary)
-    _print(_detect_rows(scene, summary, method, _rule(args)))
-    _print([("written", str(prefix.parent / file.name)) for file in files])
+        written = [prefix.parent / file.name for file in files]
+        rows = _detect_rows(scene, summary, method, _rule(args))
+        if args.report is not None:
+            page = report.page(
+                scene,
+                scores,
+                threshold,
+                pvalue=pvalue,
+                window=window,
+                border=args.border,
+                title=title,
+                rule=_rule(args),
+                label=label,
+                scale=detector.scale,
+                facts=rows,
+            )
+            stage = stages.enter_context(scenes.staged(args.report.parent))
+            (stage / args.report.name).write_text(page, encoding="utf-8")
+            written.append(args.report)
+    _print(rows)
+    _print([("written", str(path)) for path in written])
 
 
 def _codes(detector: Detector, scene: Scene) -> Array | None:
@@ -672,15 +715,10 @@ def _target(
     return target
 
 
-def _decide(
-    args: argparse.Namespace,
-    detector: Detector,
-    scene: Scene,
-    scores: Array,
-    samples: Array,
-    inside: bool,
-) -> tuple[Array, Array]:
-    """Threshold by the law of the scores, one or a map, and what reaches it."""
+def _by_law(
+    args: argparse.Namespace, detector: Detector, scene: Scene, samples: Array, inside: bool
+) -> tuple[Callable[[float], Any], Callable[[Array], Any]]:
+    """Threshold for a rate and p-value of scores, by the law of the scores."""
     law = detector.law
     assert law is not None
     bands = scene.image.shape[2]
@@ -691,34 +729,23 @@ def _decide(
     }
     if args.estimator != "scm":
         options["estimator"] = args.estimator
-    return _decided(
-        args,
-        scores,
+    return (
         lambda rate: law.threshold(rate, bands, samples, **options),
-        lambda: law.pvalue(scores, bands, samples, **options),
+        lambda scores: law.pvalue(scores, bands, samples, **options),
     )
 
 
-def _decide_by_tail(
-    args: argparse.Namespace, detector: Detector, scores: Array
-) -> tuple[Array, Array]:
-    """The same by the tail of the scores."""
-    tail = detector.tail(scores)
-    assert tail is not None
-    return _decided(args, scores, tail.threshold, lambda: tail.pvalue(scores))
-
-
-def _decided(
+def _decide(
     args: argparse.Namespace,
     scores: Array,
     threshold_of: Callable[[float], Any],
-    pvalues: Callable[[], Any],
+    pvalue: Callable[[Array], Any],
 ) -> tuple[Array, Array]:
-    """Threshold for the false-alarm or false-discovery rate, and what reaches it."""
+    """Threshold for the false-alarm or false-discovery rate, one or a map, and what reaches it."""
     rate = _alarm_rate(args)
     found = None
     if args.false_discovery_rate is not None:
-        found = significance.false_discovery(pvalues(), args.false_discovery_rate)
+        found = significance.false_discovery(pvalue(scores), args.false_discovery_rate)
         rate = float(np.clip(found.threshold, SMALLEST, 1.0 - np.finfo(float).eps))
     threshold = np.asarray(threshold_of(rate))
     if found is None:
@@ -782,12 +809,12 @@ def _prefix(output: str | None, name: str) -> Path:
     return _writable(Path(output))
 
 
-def _writable(prefix: Path) -> Path:
+def _writable(prefix: Path, option: str = "--output") -> Path:
     folder = prefix.parent
     if not folder.is_dir():
-        raise scenes.SceneError(f"--output: folder {folder} does not exist")
+        raise scenes.SceneError(f"{option}: folder {folder} does not exist")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise scenes.SceneError(f"--output: folder {folder} cannot be written")
+        raise scenes.SceneError(f"{option}: folder {folder} cannot be written")
     return prefix
 
 

@@ -338,6 +338,7 @@ class AnomalyDetector(Model):
         """Scores with the means and covariances of `_scene_features`."""
         return self._score(image)
 
+
 SelfScene = TypeVar("SelfScene", bound="SceneDetector")
 
 
