@@ -634,8 +634,8 @@ def _detect_folder(args: argparse.Namespace) -> None:
     folder = scenes.Folder(args.scene, args.truth)
     output = Path(args.output or f"{Path(args.scene).resolve().name}_{detector.name}")
     rate = _alarm_rate(args)
-    found = _image_folders.detect(detector.model, folder, output, rate=rate, report=_report)
-    _report("")
+    found = _image_folders.detect(detector.model, folder, output, rate=rate, report=_tell)
+    _tell("")
     detections = [row["detections"] for row in found["images"]]
     areas = {
         "AUC of pixels, pooled": found["pixel_auc_pooled"],
@@ -1294,7 +1294,7 @@ def _train(args: argparse.Namespace) -> None:
 def _benchmark(args: argparse.Namespace) -> None:
     scenes.extra("matplotlib.figure")
     mahal.benchmark.run(
-        args.scenes, args.detectors, runs=args.runs, output=args.output, report=_report
+        args.scenes, args.detectors, runs=args.runs, output=args.output, report=_tell
     )
     _show_table(args, "table.md")
 
@@ -1309,18 +1309,18 @@ def _tune(args: argparse.Namespace) -> None:
         dict(args.grid),
         runs=args.runs,
         output=args.output,
-        report=_report,
+        report=_tell,
     )
     _show_table(args, "grid.md")
 
 
-def _report(text: str) -> None:
+def _tell(text: str) -> None:
     if sys.stderr.isatty():
         print(f"\r{text:<70}", end="", file=sys.stderr, flush=True)
 
 
 def _show_table(args: argparse.Namespace, name: str) -> None:
-    _report("")
+    _tell("")
     print((Path(args.output) / name).read_text(encoding="utf-8"), end="")
     _print([("written", f"{args.output}{os.sep}")])
 
