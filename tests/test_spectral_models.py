@@ -379,3 +379,11 @@ def test_codes(fitted, scene):
         again = copy.copy(fitted).set_params(score_kind="latent").score(scene.image, mask=mask)
         own = [mahal.rx(code.astype(np.float64), mask=mask) for code in codes]
         np.testing.assert_allclose(again, np.mean(own, axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_pixel_far_from_all_others(model, scene):
+    image = scene.image.astype(np.float32)
+    image[5, 6] *= 3000
+    found = model(runs=2, epochs=1).fit(image).score(image)
+    assert np.unravel_index(found.argmax(), found.shape) == (5, 6)

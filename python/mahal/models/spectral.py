@@ -35,6 +35,8 @@ Maps = npt.NDArray[np.float32]
 SCORED_TOGETHER = 1 << 14
 # A latent unit whose mean divergence from the prior is below this carries nothing.
 COLLAPSED_NATS = 0.01
+# Far above the variance 1 of the prior, in logarithms.
+MOST_LOG_VARIANCE = 10.0
 
 
 class CollapseWarning(UserWarning):
@@ -94,7 +96,11 @@ class _Networks(nn.Module):
         for layer in self.encoder[:-1]:
             x = functional.relu(layer(x))
         x = self.encoder[-1](x)
-        return x if self.variational else functional.relu(x)
+        if not self.variational:
+            return functional.relu(x)
+        # A pixel that is far from all others must not overflow before the first step.
+        mean, log_variance = x.chunk(2, dim=2)
+        return torch.cat((mean, log_variance.clamp(max=MOST_LOG_VARIANCE)), dim=2)
 
     def decode(self, code: torch.Tensor) -> torch.Tensor:
         """Spectra from codes."""
