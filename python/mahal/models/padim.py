@@ -185,7 +185,8 @@ class PadimACE(ImageDetector):
     ridge_kind : {"absolute", "relative"}
         Ridge in squared units of the features, or as a share of the mean variance of the location.
     signature : {"per_location", "global"}
-        Mean feature of the anomalous images at every location, or over all of them.
+        Mean feature of the anomalous images at every location, or over all of them; taken by `fit`
+        and `set_signature`.
     center_signature : bool
         Take the signature relative to m, as ACE in spectroscopy does; the paper does not.
     covariance : {"full", "diagonal", "isotropic"}
@@ -223,6 +224,7 @@ class PadimACE(ImageDetector):
     """
 
     scoring_params = (
+        "signature",
         "center_signature",
         "covariance",
         "aggregation",
@@ -705,12 +707,11 @@ class PadimACE(ImageDetector):
         return params
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        d = self.factor_.shape[1]
-        rows, cols = torch.tril_indices(d, d, device=self.factor_.device)
+        # Not packed: another half of the factors would not fit where they just do.
         tensors = {
             "dimensions": self.dimensions_,
             "mean": self.mean_,
-            "factor": self.factor_[:, rows, cols],
+            "factor": self.factor_,
         }
         if self.signature_ is not None:
             tensors["signature"] = self.signature_
@@ -733,10 +734,7 @@ class PadimACE(ImageDetector):
         self.channels_ = list(facts["channels"])
         self.dimensions_ = tensors["dimensions"]
         self.mean_ = tensors["mean"]
-        d = self.mean_.shape[1]
-        rows, cols = torch.tril_indices(d, d)
-        self.factor_ = self.mean_.new_zeros(len(self.mean_), d, d)
-        self.factor_[:, rows, cols] = tensors["factor"]
+        self.factor_ = tensors["factor"]
         self.signature_ = tensors.get("signature")
         self._cache = {}
         self.backbone_ = None
