@@ -193,6 +193,7 @@ def test_maps_are_what_they_say(fitted):
     mean = fitted.networks_.encode(torch.from_numpy(padded[None].copy()))[0][0].numpy()
     deviation = np.abs(mean - mean.mean(0)).mean(0).repeat(8, 0).repeat(8, 1)[:52, :45]
     np.testing.assert_allclose(maps["mad"], deviation, rtol=1e-4)
+    np.testing.assert_array_equal(fitted.latent_map(image), mean.transpose(1, 2, 0))
     rebuilt = fitted.reconstruct(image)
     alike = mahal.structural_similarity(image, rebuilt, 11, data_range=1.0, channels="each")
     np.testing.assert_allclose(maps["sm"], (1 - alike).prod(2), rtol=1e-5)
@@ -206,6 +207,10 @@ def test_maps_are_what_they_say(fitted):
     product = scaled["mad"] * scaled["sm"]
     product = (product - product.min()) / np.ptp(product)
     np.testing.assert_allclose(scaled["mad_sm"], product, atol=1e-6)
+    with torch.inference_mode():
+        np.testing.assert_array_equal(
+            fitted.score_maps(image, ["iterative"])["iterative"], maps["iterative"]
+        )
     with pytest.raises(ValueError, match="score_maps: kinds: must be one of"):
         fitted.score_maps(image, ("mse",))
 

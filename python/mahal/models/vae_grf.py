@@ -130,7 +130,9 @@ class _Networks(nn.Module):
         """
         mean, log_variance = self.encode(x)
         code = mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise
-        likelihood = _ContinuousBernoulli.apply(x, self.decoder(code)).sum((1, 2, 3))
+        # Sums over pixels are beyond the digits of half precision.
+        logit = self.decoder(code).to(x.dtype)
+        likelihood = _ContinuousBernoulli.apply(x, logit).sum((1, 2, 3))
         return likelihood, self.prior(mean, log_variance).sum(1)
 
     def rebuild(self, x: torch.Tensor) -> torch.Tensor:
@@ -606,6 +608,25 @@ class VAEGRF(ImageDetector):
             rebuilt = self.networks_.rebuild(self._input(picture))
         return self._image(rebuilt, picture)
 
+    def latent_map(self, image: Any, *, mask: Any | None = None) -> Maps:
+        """Means of the code, for plots of the latent space.
+
+        Parameters
+        ----------
+        image : (rows, cols) or (rows, cols, bands) array
+        mask : (rows, cols) bool array, optional
+            True where a pixel is used.
+
+        Returns
+        -------
+        (rows / 8, cols / 8, latent) ndarray of float32
+            Sides rounded up.
+        """
+        self._check_fitted("latent_map")
+        with torch.inference_mode():
+            mean = self.networks_.encode(self._input(self._read("latent_map", image, mask)))[0]
+        return np.ascontiguousarray(mean[0].permute(1, 2, 0).numpy())
+
     def _input(self, picture: Picture) -> torch.Tensor:
         """The image as a batch of one, mirrored at its ends up to a multiple of the stride."""
         rows, cols = picture.values.shape[:2]
@@ -678,20 +699,22 @@ class VAEGRF(ImageDetector):
             return self._image(off.square().mean(1, keepdim=True), picture)[..., 0]
 
     def _gradient(self, picture: Picture, x: torch.Tensor, mean: torch.Tensor) -> Maps:
-        x = x.clone().requires_grad_()
-        likelihood, divergence = self.networks_.elbo(x)
-        (slope,) = torch.autograd.grad((likelihood - divergence).sum(), x)
+        with torch.inference_mode(False), torch.enable_grad():
+            at = x.clone().requires_grad_()
+            likelihood, divergence = self.networks_.elbo(at)
+            (slope,) = torch.autograd.grad((likelihood - divergence).sum(), at)
         return self._image(slope.abs().mean(1, keepdim=True), picture)[..., 0]
 
     def _projected(self, picture: Picture, x: torch.Tensor, mean: torch.Tensor) -> Maps:
         """Gradient steps on the squared residual, largest where the residual is."""
-        at = x
-        for _ in range(self.projection_steps):
-            at = at.clone().requires_grad_()
-            residual = at - self.networks_.rebuild(at)
-            energy = residual.square().sum() + self.projection_weight * (at - x).abs().sum()
-            (slope,) = torch.autograd.grad(energy, at)
-            with torch.no_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            at = first = x.clone()
+            for _ in range(self.projection_steps):
+                at = at.detach().requires_grad_()
+                residual = at - self.networks_.rebuild(at)
+                far = (at - first).abs().sum()
+                energy = residual.square().sum() + self.projection_weight * far
+                (slope,) = torch.autograd.grad(energy, at)
                 step = self.projection_rate * slope * residual.square()
                 at = (at - step).clamp(0, 1)
         return self._dissimilarity(picture, x, at)
