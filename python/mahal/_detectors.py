@@ -258,6 +258,7 @@ DETECTORS: dict[str, Detector] = {
             "vae_grf",
             "VAEGRF",
             "what an autoencoder of images with a Gaussian random field prior finds odd",
+            images=True,
         ),
     )
 }
