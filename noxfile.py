@@ -51,7 +51,7 @@ PARALLEL = ("-n", "auto", "--dist", "worksteal")
 
 nox.needs_version = ">=2025.5.1"
 # The tests come last, so that their summary stands at the end.
-nox.options.sessions = ["lint", "types", "tsan", "emulator", "wheel", "tests"]
+nox.options.sessions = ["lint", "types", "tsan", "emulator", "wheel", "docs", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 _reports: list[Path] = []
@@ -312,6 +312,20 @@ def release(session: nox.Session) -> None:
     session.log(f"{repaired.name}: {size:.1f} MiB of {WHEEL_BUDGET[kind]}")
     if size > WHEEL_BUDGET[kind]:
         session.error(f"{repaired.name} is larger than its budget of {WHEEL_BUDGET[kind]} MiB")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site in build/site, with the pictures of the gallery."""
+    session.install(*_group("docs"))
+    # The wheel that CI has just built; without one it is built here.
+    built = sorted((ROOT / ".nox" / "wheel" / "tmp" / "dist").glob("*.whl"))
+    if built:
+        session.install("--force-reinstall", "--no-deps", str(built[-1]))
+        session.install(f"{built[-1]}[cli]")
+    else:
+        _install(session, BUILD / "nox-docs", "[cli]", cuda=False)
+    session.run("mkdocs", "build", "--strict", "--site-dir", str(BUILD / "site"))
 
 
 def _kernel_table(report: str) -> list[str]:

@@ -41,6 +41,7 @@ _LAZY = (
     "models",
     "nn",
     "pictures",
+    "report",
     "scenes",
     "significance",
     "testing",
