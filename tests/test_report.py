@@ -183,6 +183,13 @@ def test_nothing_is_written_when_the_page_fails(folder, capsys, monkeypatch):
     assert list((folder / "out").iterdir()) == []
 
 
+def test_a_folder_of_images_has_no_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli.Learner, "read", lambda _: cli.DETECTORS["spectral_vae"])
+    arguments = ["detect", str(tmp_path), "--model", "m", "--report", str(tmp_path / "r.html")]
+    assert cli.main(arguments) == 2
+    assert "--report: not for a folder of images" in capsys.readouterr().err
+
+
 def test_errors_of_the_option(folder, capsys):
     for value, rule in (
         ("s.npz", "argument --report: must end in .html, got s.npz"),

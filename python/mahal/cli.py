@@ -627,7 +627,12 @@ def _detect_folder(args: argparse.Namespace) -> None:
     detector = Learner.read(args.model)
     args.detector = detector.name
     _check_options("detect", detector, args)
-    for option in (*(name for name in SCENE_OPTIONS if name != "truth"), "false_discovery_rate"):
+    others = (
+        *(name for name in SCENE_OPTIONS if name != "truth"),
+        "false_discovery_rate",
+        "report",
+    )
+    for option in others:
         if getattr(args, option) is not None:
             raise _UsageError(f"detect: --{option.replace('_', '-')}: not for a folder of images")
     scenes.extra("matplotlib.figure")
