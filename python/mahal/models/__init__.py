@@ -15,9 +15,11 @@ try:
     )
     from mahal.models._images import ImageDetector
     from mahal.models.backbones import train_backbone
+    from mahal.models.despeckling import Despeckler, deepdespeckling
     from mahal.models.mtgan import MTGAN
     from mahal.models.padim import LocationStatistics, PadimACE
     from mahal.models.resnet import ResNet18
+    from mahal.models.sar import SARAutoencoder
     from mahal.models.spectral import CollapseWarning, SpectralAutoencoder, SpectralVAE
     from mahal.models.vae_grf import VAEGRF
 except ImportError as error:
@@ -30,15 +32,18 @@ __all__ = [
     "VAEGRF",
     "AnomalyDetector",
     "CollapseWarning",
+    "Despeckler",
     "ImageDetector",
     "LocationStatistics",
     "ModelError",
     "PadimACE",
     "ResNet18",
+    "SARAutoencoder",
     "SceneDetector",
     "SpectralAutoencoder",
     "SpectralVAE",
     "TrainingError",
+    "deepdespeckling",
     "load",
     "train_backbone",
 ]
