@@ -83,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"mahal: error: {text}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("mahal: interrupted, nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        # Who keeps something says so.
+        print(f"mahal: interrupted, {str(error) or 'nothing was written'}", file=sys.stderr)
         return 130
     return 0
 
@@ -141,6 +142,16 @@ def _parser() -> _Parser:
         help="also write one HTML page: images, threshold slider, spectra; opens without network",
     )
     detect.add_argument("--threads", type=_threads, metavar="N", help="default: all cores")
+    detect.add_argument(
+        "--tile",
+        type=_threads,
+        metavar="N",
+        help="score in tiles of N x N pixels, into a Zarr group, without reading the scene as a "
+        "whole; .zarr scenes are always scored so, by default in tiles that fit into memory",
+    )
+    detect.add_argument(
+        "--scheduler", metavar="ADDRESS", help="score the tiles on a dask.distributed cluster"
+    )
     detect.add_argument("-o", "--output", metavar="OUT", help=OUTPUT_RULE)
     detect.set_defaults(run=_detect)
 
@@ -462,6 +473,9 @@ def _threads(text: str) -> int:
 def _detect(args: argparse.Namespace) -> None:
     if args.demo == (args.scene is not None):
         raise _UsageError("detect: needs either SCENE or --demo")
+    if args.tile or args.scheduler or Path(args.scene or "").suffix == ".zarr":
+        _detect_in_tiles(args)
+        return
     if not args.demo and scenes.is_image_folder(args.scene):
         _detect_folder(args)
         return
@@ -657,6 +671,15 @@ def _detect_folder(args: argparse.Namespace) -> None:
             ("written", f"{output}{os.sep}"),
         ]
     )
+
+
+def _detect_in_tiles(args: argparse.Namespace) -> None:
+    from mahal.blocks import _command
+
+    def report(stage: str) -> _Progress | None:
+        return _Progress(sys.stderr, stage=stage) if sys.stderr.isatty() else None
+
+    _print(_command.detect(args, report))
 
 
 def _default_detector(args: argparse.Namespace, scene: Scene) -> str:
@@ -920,8 +943,15 @@ def _as_kind(target: Array, kind: np.dtype[Any]) -> Array:
 class _Progress:
     """Percentage on one line of a terminal, shown once a run takes longer than a moment."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        stage: str = "scoring",
+    ) -> None:
         self.stream = stream
+        self.stage = stage
         self.clock = clock
         self.begin = self.last = clock()
         self.shown = False
@@ -932,7 +962,7 @@ class _Progress:
             return
         self.last, self.shown = now, True
         left = (now - self.begin) * (total - done) / max(done, 1)
-        line = f"\rscoring {100 * done / max(total, 1):3.0f} %, {left:.0f} s left  "
+        line = f"\r{self.stage} {100 * done / max(total, 1):3.0f} %, {left:.0f} s left  "
         print(line, end="", file=self.stream, flush=True)
 
     def clear(self) -> None:

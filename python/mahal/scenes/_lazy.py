@@ -386,6 +386,9 @@ def opened_mask(image: Any) -> Any | None:
     nodata = image.attrs.get("nodata")
     if nodata is None:
         return None
-    values: Any = image.data
-    missing = np.isnan(values) if np.isnan(nodata) else values == nodata
-    return ~missing.any(axis=-1)
+    return ~missing(image.data, nodata).any(axis=-1)
+
+
+def missing(values: Any, nodata: float) -> Any:
+    """Where values are the one that stands for none."""
+    return np.isnan(values) if np.isnan(nodata) else values == nodata
