@@ -14,11 +14,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pyod.models.base import BaseDetector
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 import mahal
 from mahal.sklearn import Whitener, _target_scores
+
+try:
+    from pyod.models.base import BaseDetector
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        f"pyod is needed here and cannot be imported ({error}): pip install mahal[pyod]"
+    ) from error
 
 __all__ = ["ACE", "RX"]
 

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from mahal.anomalib._gaussian import MultiVariateGaussian
-from mahal.anomalib._maps import AnomalyMapGenerator, use_in
+try:
+    from mahal.anomalib._gaussian import MultiVariateGaussian
+    from mahal.anomalib._maps import AnomalyMapGenerator, use_in
+except ImportError as error:
+    raise ImportError(
+        f"{error.name} is needed here and cannot be imported ({error}): pip install mahal[torch]"
+    ) from error
 
 __all__ = ["AnomalyMapGenerator", "MultiVariateGaussian", "PadimACE", "use_in"]
 
