@@ -29,6 +29,7 @@ SEEDS = (0, 1, 2)
 NORMAL_TESTS = 100
 """How many tiles without anomalies are tested at most."""
 CHIP, CROP = 88, 64
+TRAINING = {"crop": CROP, "epochs": 16, "batch_size": 16}
 KINDS = {
     "brightness, blurred": None,
     "Mahalanobis, full (PaDiM)": {"score_kind": "mahalanobis"},
@@ -87,7 +88,7 @@ def backbone(data: Path, path: Path) -> dict[str, object]:
     if not path.exists():
         images, labels = chips(data / "sar/mstar_chips/train")
         begin = time.process_time()
-        network = models.train_backbone(images, labels, path, crop=CROP, epochs=8, progress=False)
+        network = models.train_backbone(images, labels, path, **TRAINING)
         seconds = time.process_time() - begin
         images, labels = chips(data / "sar/mstar_chips/test")
         low = (CHIP - CROP) // 2
@@ -96,7 +97,7 @@ def backbone(data: Path, path: Path) -> dict[str, object]:
             x = backbones.prepare(picture, 3, None, "imagenet")[None]
             logits = network.classify(x[:, :, low : low + CROP, low : low + CROP])
             right += int(logits.argmax() == labels[k])
-        content = {"epochs": 8, "cpu_seconds": round(seconds), "accuracy": right / len(labels)}
+        content = {**TRAINING, "cpu_seconds": round(seconds), "accuracy": right / len(labels)}
         facts.write_text(json.dumps(content))
     found: dict[str, object] = json.loads(facts.read_text())
     return found
