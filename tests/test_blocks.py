@@ -7,7 +7,7 @@ import mahal
 import numpy as np
 import pytest
 from mahal import blocks
-from mahal.blocks import _moments
+from mahal.blocks import _moments, _score
 
 array = pytest.importorskip("dask.array")
 dask = pytest.importorskip("dask")
@@ -284,6 +284,22 @@ def test_results_do_not_depend_on_the_scheduler(image):
     once = scores.compute(scheduler="synchronous")
     equal(scores.compute(scheduler="threads", num_workers=3), once)
     assert len(pickle.dumps(scores)) < image.nbytes + 100_000
+
+
+def test_what_comes_from_another_process_may_lie_anywhere(image):
+    def moved(values):
+        memory = np.empty(values.nbytes + 1, np.uint8)
+        found = memory[1:].view(values.dtype).reshape(values.shape)
+        found[...] = values
+        return found
+
+    known = _moments.background_of("rx", _moments.moments_of(image, None))
+    away = _moments.Background(moved(known.mean), moved(known.covariance))
+    for op, target in (("rx", None), ("ace", image[3, 4])):
+        wanted = _score.score_global(op, image, None, target, known, {})
+        equal(_score.score_global(op, image, None, target, away, {})[0], wanted[0])
+    source = lazy(image).map_blocks(moved, dtype=image.dtype, meta=np.empty((0,) * 3, np.float32))
+    equal(*computed(blocks.rx(source, window=9), blocks.rx(lazy(image), window=9)))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """`mahal detect` in tiles: the scores of the whole scene, and runs that go on."""
 
 import json
+import os
 import re
+import sys
+from pathlib import Path
 
 import mahal
 import numpy as np
@@ -271,3 +274,49 @@ def test_the_summary_is_json(folder, capsys):
     text = json.dumps(dict(found.attrs))
     assert json.loads(text)["complete"] is True
     assert _command.REFUSED
+
+
+def test_a_cluster_gives_what_threads_give(folder, capsys):
+    distributed = pytest.importorskip("distributed")
+    whole, _ = detected(capsys, "scene.zarr", "--tile", "32", "-o", "whole.zarr")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        found, _ = detected(
+            capsys, "scene.zarr", "--tile", "32", "--scheduler", cluster.scheduler_address
+        )
+    np.testing.assert_array_equal(found["scores"][...], whole["scores"][...])
+
+
+def die_once(job, tile):
+    """The statistics of a tile, but the first worker that gets here dies."""
+    try:
+        (Path(job.output) / "died").touch(exist_ok=False)
+    except FileExistsError:
+        return _stream.tile_statistics(job, tile)
+    os._exit(1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_worker_that_dies_loses_no_tile(folder, capsys, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    whole, _ = detected(capsys, "scene.zarr", "--tile", "32", "-o", "whole.zarr")
+    task = _stream._run
+
+    def run_with_death(job, stage, call, *rest):
+        return task(job, stage, die_once if call is _stream.tile_statistics else call, *rest)
+
+    monkeypatch.setattr(_stream, "_run", run_with_death)
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
+        cluster.get_client().run(sys.path.append, str(Path(__file__).parent))
+        code, _, err = run(
+            capsys, "scene.zarr", "--tile", "32", "-o", "o.zarr",
+            "--scheduler", cluster.scheduler_address,
+        )  # fmt: skip
+    assert code == 0, err
+    assert (folder / "o.zarr" / "died").exists()
+    found = zarr.open_group("o.zarr", mode="r")
+    np.testing.assert_array_equal(found["scores"][...], whole["scores"][...])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mahal.blocks._score import aligned
 from mahal.scenes._lazy import band_dimension, big, opened_mask
 
 Array = npt.NDArray[Any]
@@ -180,8 +181,9 @@ def _one_block(
     shared: Any,
     masked: bool,
 ) -> Array:
-    mask = blocks[-1] if masked else None
-    found = call(blocks[: len(blocks) - masked], mask, shared)
+    mask = aligned(blocks[-1]) if masked else None
+    images = tuple(aligned(block) for block in blocks[: len(blocks) - masked])
+    found = call(images, mask, shared)
     top, left = int(inner["rows"][0, 0]), int(inner["cols"][0, 0])
     packed = np.empty((1, 1), object)
     packed[0, 0] = tuple(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mahal.blocks._lazy import Output, apply, given, mask_of, reduce_blocks
 from mahal.blocks._moments import Moments, background_of, merge_all, moments_of
-from mahal.blocks._score import usable
+from mahal.blocks._score import aligned, usable
 
 Array = npt.NDArray[Any]
 
@@ -81,4 +81,5 @@ def model_scores(
     if not used.any():
         return (np.full(used.shape, np.nan, np.float32),)
     pixels = model._read("score", blocks[0].astype(np.float32), used)
-    return (model._block_score(pixels, statistics),)
+    known = [(aligned(mean), aligned(covariance)) for mean, covariance in statistics]
+    return (model._block_score(pixels, known),)

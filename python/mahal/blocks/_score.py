@@ -63,6 +63,7 @@ def score_global(
 ) -> tuple[Array, Array]:
     """The same with the statistics of the scene."""
     rows, cols, bands = block.shape
+    mean, covariance = aligned(background.mean), aligned(background.covariance)
     threads, singular = options.get("threads"), options.get("singular", "load")
     kept = {k: v for k, v in options.items() if k in ("signed", "subspace", "normalized")}
     status = np.full((rows, cols), SINGULAR if background.singular else SCORED, np.uint8)
@@ -75,15 +76,15 @@ def score_global(
         used = usable(strip, None if mask is None else mask[row : row + step])
         if target is None:
             scores = mahal.mahalanobis(
-                strip.astype(kind, copy=False), *background[:2], threads=threads
+                strip.astype(kind, copy=False), mean, covariance, threads=threads
             )
         else:
             # In double precision, as the given mean of a single sample has the type of the pixels.
             scores = getattr(mahal, "matched_filter" if op == "cem" else op)(
                 strip.astype(double),
                 target.astype(double),
-                background=np.ascontiguousarray(background.mean[None], double),
-                covariance=background.covariance,
+                background=mean[None].astype(double),
+                covariance=covariance,
                 threads=threads,
                 **kept,
             )
@@ -102,6 +103,11 @@ def score_global(
 def project(block: Array, mean: Array, axes: Array) -> Array:
     """Coordinates of the pixels along some axes about the mean, in their own precision."""
     return np.asarray((block - mean) @ axes)
+
+
+def aligned(array: Array) -> Array:
+    """An array that the kernels take: what comes from another process may lie at any address."""
+    return np.require(array, requirements=["C", "A"])
 
 
 def usable(block: Array, mask: Array | None) -> npt.NDArray[np.bool_]:

@@ -656,7 +656,7 @@ class _Cluster:
             self.client.submit(task, job, tile, *sent, retries=RETRIES, pure=False)
             for tile in tiles
         ]
-        for future in big("distributed").as_completed(futures):
+        for future in big("distributed").as_completed(futures, loop=self.client.loop):
             yield future.result()
 
 
