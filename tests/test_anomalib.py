@@ -9,6 +9,7 @@ import mahal
 import pytest
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
 
 from mahal.anomalib import AnomalyMapGenerator, MultiVariateGaussian, use_in  # noqa: E402
 
@@ -37,7 +38,7 @@ class StandIn(torch.nn.Module):
         self.arguments = arguments
         self.gaussian = StockGaussian()
         self.anomaly_map_generator = torch.nn.Identity()
-        self.bank = []
+        self.memory_bank = []
 
     def feature_extractor(self, images):
         return {"layer1": torch.nn.functional.avg_pool2d(images, 4)}
@@ -48,7 +49,7 @@ class StandIn(torch.nn.Module):
     def forward(self, images):
         embedding = self.generate_embedding(self.feature_extractor(images))
         if self.training:
-            self.bank.append(embedding)
+            self.memory_bank.append(embedding)
             return embedding
         return self.anomaly_map_generator(
             embedding=embedding,
@@ -58,7 +59,7 @@ class StandIn(torch.nn.Module):
         )
 
     def fit_gaussian(self):
-        self.gaussian.fit(torch.cat(self.bank))
+        self.gaussian.fit(torch.cat(self.memory_bank))
 
 
 def images(count, seed=0, channels=6, side=40):
@@ -76,6 +77,14 @@ def fitted(count=40):
     return model.eval()
 
 
+def batches(count, size=16):
+    gaussian = MultiVariateGaussian()
+    for part in images(count).split(size):
+        gaussian.update(torch.nn.functional.avg_pool2d(part, 4))
+    gaussian.finish()
+    return gaussian
+
+
 @pytest.fixture(scope="module")
 def embedding():
     return torch.nn.functional.avg_pool2d(images(40), 4)
@@ -91,6 +100,15 @@ def test_gaussian_has_the_statistics_of_every_location(embedding):
     torch.testing.assert_close(inverse, stock.inv_covariance, rtol=1e-3, atol=1e-3)
     assert torch.equal(inverse, gaussian.inv_covariance)
     assert torch.equal(gaussian.whitening, gaussian.whitening.tril())
+
+
+def test_batches_give_the_statistics_of_all(embedding):
+    once = MultiVariateGaussian()
+    once.fit(embedding)
+    for size in (7, 40):
+        parts = batches(40, size)
+        torch.testing.assert_close(parts.mean, once.mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(parts.whitening, once.whitening, rtol=1e-3, atol=1e-3)
 
 
 def test_distances_are_those_of_the_op(embedding):
@@ -119,6 +137,8 @@ def test_what_cannot_be_fitted_is_refused(embedding):
         MultiVariateGaussian().fit(embedding / 0)
     with pytest.raises(ValueError, match=r"must have shape \(images"):
         MultiVariateGaussian().fit(embedding[0])
+    with pytest.raises(ValueError, match="must have two images or more, got 0"):
+        MultiVariateGaussian().finish()
     with pytest.raises(ValueError, match="is not fitted"):
         MultiVariateGaussian().whiten(embedding)
     with pytest.raises(ValueError, match="ridge: must be finite"):
@@ -156,7 +176,7 @@ def test_an_odd_spot_scores_highest():
 def test_ace_is_signed_and_bounded(embedding, center):
     gaussian = MultiVariateGaussian()
     gaussian.fit(embedding)
-    generator = AnomalyMapGenerator(gaussian, sigma=0.1)
+    generator = AnomalyMapGenerator(gaussian, sigma=0)
     signature = gaussian.mean + torch.linspace(-1, 2, 6)[:, None]
     generator.set_signature(signature, center=center)
     direction = signature - gaussian.mean if center else signature
@@ -186,8 +206,8 @@ def test_signatures_without_a_direction_are_refused(embedding):
         generator.set_signature(gaussian.mean, center=True)
     with pytest.raises(ValueError, match=r"must have shape \(6,\) or \(6, 100\), got \(5,\)"):
         generator.set_signature(torch.ones(5))
-    with pytest.raises(ValueError, match="image_size: must be above 16"):
-        generator(embedding=embedding)
+    with pytest.raises(ValueError, match="sigma: must be finite"):
+        AnomalyMapGenerator(gaussian, sigma=-1)
 
 
 def test_a_state_dict_gives_the_same_map():
@@ -248,9 +268,6 @@ def test_padim_ace_takes_its_signature_after_the_fit(monkeypatch):
             super().__init__()
             self.model = StandIn(**arguments)
 
-        def fit(self):
-            self.model.fit_gaussian()
-
     package, models = types.ModuleType("anomalib"), types.ModuleType("anomalib.models")
     models.Padim = Padim
     monkeypatch.setitem(sys.modules, "anomalib", package)
@@ -260,13 +277,16 @@ def test_padim_ace_takes_its_signature_after_the_fit(monkeypatch):
 
     model = PadimACE(backbone="resnet18", center_signature=True).train()
     assert model.model.arguments == {"backbone": "resnet18"}
-    model.model(images(40))
+    for part in images(40).split(16):
+        assert model.training_step(types.SimpleNamespace(image=part)) == 0
+    assert model.model.memory_bank == []
     with pytest.raises(ValueError, match="call set_anomalous first"):
         model.fit()
     step = torch.tensor([2.0, -2, 2, -2, 2, -2]).reshape(6, 1, 1)
     model.set_anomalous(images(3, seed=7) + step)
     model.fit()
     model.eval()
+    assert torch.equal(model.model.gaussian.mean, batches(40).mean)
     spot = images(1, seed=9)
     spot[:, :, 28:34, 8:14] += step
     scores = model.model(spot)[0, 0]
@@ -288,7 +308,7 @@ def test_in_anomalib_itself():
     assert torch_model.eval()(torch.randn(2, 3, 64, 64)).anomaly_map.shape == (2, 1, 64, 64)
     ace = PadimACE(pre_trained=False, n_features=20)
     ace.set_anomalous(torch.randn(2, 3, 64, 64))
-    ace.model.train()(torch.randn(4, 3, 64, 64))
+    ace.training_step(types.SimpleNamespace(image=torch.randn(4, 3, 64, 64)))
     ace.fit()
     scores = ace.model.eval()(torch.randn(2, 3, 64, 64)).anomaly_map
     assert scores.abs().max() <= 1

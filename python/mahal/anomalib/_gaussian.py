@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import mahal
+from mahal.models.padim import LocationStatistics
 
 # Locations that are factored at a time: bounds the memory beside the result.
 _CHUNK = 64
@@ -60,6 +61,7 @@ class MultiVariateGaussian(nn.Module):
         self.register_buffer("mean", torch.empty(0))
         self.register_buffer("whitening", torch.empty(0))
         self._inverse: torch.Tensor | None = None
+        self._statistics = LocationStatistics()
 
     @torch.no_grad()
     def fit(self, embedding: torch.Tensor) -> list[torch.Tensor]:
@@ -82,30 +84,60 @@ class MultiVariateGaussian(nn.Module):
         SingularError
             Without a ridge, where there are no more images than channels.
         """
-        op = "MultiVariateGaussian.fit"
+        self._statistics = LocationStatistics()
+        self.update(embedding)
+        self.finish()
+        return [self.mean, self.inv_covariance]
+
+    @torch.no_grad()
+    def update(self, embedding: torch.Tensor) -> None:
+        """Take in a batch; the memory does not grow with the number of images.
+
+        Parameters
+        ----------
+        embedding : (images, channels, rows, cols) tensor
+
+        Raises
+        ------
+        ValueError
+            Wrong shape, or values that are not finite.
+        """
+        op = "MultiVariateGaussian"
         if embedding.ndim != 4:
             raise ValueError(
                 f"{op}: embedding: must have shape (images, channels, rows, cols), "
                 f"got {tuple(embedding.shape)}"
             )
-        images, channels = embedding.shape[:2]
-        if images < 2:
-            raise ValueError(f"{op}: embedding: must have two images or more, got {images}")
         if not bool(torch.isfinite(embedding).all()):
             raise ValueError(f"{op}: embedding: must be finite, got NaN or infinity")
-        samples = embedding.detach().flatten(2).permute(2, 0, 1)
-        locations = len(samples)
-        mean = samples.new_empty(channels, locations)
-        whitening = samples.new_empty(locations, channels, channels)
-        identity = torch.eye(channels, dtype=samples.dtype, device=samples.device)
-        for start in range(0, locations, _CHUNK):
-            part = whitening[start : start + _CHUNK]
-            for k, of_location in enumerate(samples[start : start + _CHUNK]):
-                mean[:, start + k], part[k] = mahal.mean_covariance(of_location.contiguous())
+        self._statistics.update(embedding.detach())
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Take mean and covariance from the batches since the last fit.
+
+        Raises
+        ------
+        ValueError
+            Fewer than two images.
+        SingularError
+            Without a ridge, where there are no more images than channels.
+        """
+        count = self._statistics.count
+        images = 0 if count is None else int(count.min())
+        if images < 2:
+            raise ValueError(
+                f"MultiVariateGaussian: embedding: must have two images or more, got {images}"
+            )
+        mean = self._statistics.mean().T.contiguous()
+        # The covariances, which their whitening matrices replace part by part.
+        whitening = self._statistics.covariance()
+        identity = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
+        for part in whitening.split(_CHUNK):
             part.diagonal(dim1=1, dim2=2).add_(self.ridge)
             part[:] = torch.linalg.solve_triangular(mahal.cholesky(part), identity, upper=False)
+        self._statistics = LocationStatistics()
         self.mean, self.whitening, self._inverse = mean, whitening, None
-        return [self.mean, self.inv_covariance]
 
     def forward(self, embedding: torch.Tensor) -> list[torch.Tensor]:
         """As `fit`, which is what the call of anomalib's class does."""

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from mahal.anomalib._gaussian import MultiVariateGaussian
+from mahal.models.padim import blur
 
 
 class AnomalyMapGenerator(nn.Module):
@@ -22,8 +23,8 @@ class AnomalyMapGenerator(nn.Module):
     gaussian : MultiVariateGaussian
         It stays the module of somebody else: neither its buffers nor its device are taken over.
     sigma : float
-        Standard deviation of the Gaussian filter in pixels of the map; cut off at four of them. As
-        two passes along the axes it gives the map of anomalib's square kernel.
+        Standard deviation of the Gaussian filter in pixels of the map, 0 for none; cut off at four
+        of them. As two passes along the axes it gives the map of anomalib's square kernel.
 
     Attributes
     ----------
@@ -33,19 +34,16 @@ class AnomalyMapGenerator(nn.Module):
     """
 
     target: torch.Tensor
-    weights: torch.Tensor
 
     def __init__(self, gaussian: MultiVariateGaussian, *, sigma: float = 4) -> None:
         super().__init__()
-        if not 0 < sigma < float("inf"):
-            raise ValueError(f"AnomalyMapGenerator: sigma: must be above 0, got {sigma!r}")
+        if not 0 <= sigma < float("inf"):
+            raise ValueError(
+                f"AnomalyMapGenerator: sigma: must be finite and not negative, got {sigma!r}"
+            )
         # In a tuple, so that its buffers are not in the state dict twice.
         self._gaussian = (gaussian,)
         self.sigma = sigma
-        radius = int(4 * sigma + 0.5)
-        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-        weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-        self.register_buffer("weights", (weights / weights.sum()).float(), persistent=False)
         self.register_buffer("target", torch.empty(0))
 
     @torch.no_grad()
@@ -118,19 +116,7 @@ class AnomalyMapGenerator(nn.Module):
             scores = functional.interpolate(
                 scores, size=tuple(image_size), mode="bilinear", align_corners=False
             )
-        return self._smooth(scores)
-
-    def _smooth(self, scores: torch.Tensor) -> torch.Tensor:
-        radius = len(self.weights) // 2
-        if min(scores.shape[-2:]) <= radius:
-            raise ValueError(
-                f"AnomalyMapGenerator: image_size: must be above {radius} on both sides with "
-                f"sigma={self.sigma}, got {tuple(scores.shape[-2:])}"
-            )
-        weights = self.weights.to(scores.dtype)
-        padded = functional.pad(scores, (radius,) * 4, mode="reflect")
-        once = functional.conv2d(padded, weights.reshape(1, 1, -1, 1))
-        return functional.conv2d(once, weights.reshape(1, 1, 1, -1))
+        return blur(scores, self.sigma)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *how: Any, **more: Any

@@ -61,8 +61,35 @@ class PadimACE(Padim):
         self._anomalous = images
 
     @torch.no_grad()
+    def _embed(self, images: torch.Tensor) -> torch.Tensor:
+        model = self.model
+        # It gives embeddings when it is in training, and the backbone must stay as it is.
+        before, model.training = model.training, True
+        try:
+            embedding: torch.Tensor = model(images)
+        finally:
+            model.training = before
+            model.memory_bank = model.memory_bank[:0]
+        return embedding
+
+    def training_step(self, batch: Any, *_: Any, **__: Any) -> torch.Tensor:
+        """Take the embeddings of a batch into the statistics; none of them is kept.
+
+        Parameters
+        ----------
+        batch : anomalib.data.Batch
+
+        Returns
+        -------
+        () tensor
+            A loss of 0, which Lightning wants.
+        """
+        self.model.gaussian.update(self._embed(batch.image))
+        return torch.tensor(0.0, requires_grad=True, device=self.device)
+
+    @torch.no_grad()
     def fit(self) -> None:
-        """Fit the Gaussians to the training images, then take the signature.
+        """Finish the Gaussians of the training images, then take the signature.
 
         Raises
         ------
@@ -71,10 +98,9 @@ class PadimACE(Padim):
         """
         if self._anomalous is None:
             raise ValueError("PadimACE: fit: has no anomalous images, call set_anomalous first")
-        super().fit()
+        self.model.gaussian.finish()
         images = self._anomalous.to(self.device)
         if self.pre_processor is not None:
             images = self.pre_processor(images)
-        features = self.model.feature_extractor(images)
-        signature = self.model.generate_embedding(features).mean(dim=0).flatten(1)
+        signature = self._embed(images).mean(dim=0).flatten(1)
         self.model.anomaly_map_generator.set_signature(signature, center=self.center_signature)
