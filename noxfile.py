@@ -46,6 +46,8 @@ OPS = (
     "window_scores_backward",
 )
 TORCH = "torch==2.13.0"
+WHEEL_BUILD = BUILD / "nox-wheel"
+WHEEL_DIST = BUILD / "wheel"
 # One pytest per core, which take tests from each other at the end.
 PARALLEL = ("-n", "auto", "--dist", "worksteal")
 
@@ -114,6 +116,22 @@ def _install(
         *(f"--config-settings={setting}" for setting in settings),
         env=_cuda_environment(cuda=cuda),
     )
+
+
+def _install_wheel(session: nox.Session, build_dir: Path, extra: str, **defines: str) -> Path:
+    """The wheel that `wheel` has built of this very tree, else a build; where its objects are."""
+    built = list(WHEEL_DIST.glob("*.whl"))
+    parts = [p for name in ("csrc", "python") for p in (ROOT / name).rglob("*") if p.is_file()]
+    parts += [ROOT / "CMakeLists.txt", ROOT / "pyproject.toml"]
+    sources = [p for p in parts if "__pycache__" not in p.parts]
+    if built and built[0].stat().st_mtime > max(p.stat().st_mtime for p in sources):
+        session.install("--force-reinstall", "--no-deps", str(built[0]))
+        session.install(f"{built[0]}{extra}")
+        return WHEEL_BUILD
+    # Device code that nothing here can run is compiled once, for the wheel.
+    cuda = _sees_gpu() or "MAHAL_CUDA" in os.environ
+    _install(session, build_dir, extra, cuda=cuda, **defines)
+    return build_dir
 
 
 def _pytest(
@@ -232,11 +250,15 @@ def _compiler_file(name: str) -> str:
 @nox.session
 def wheel(session: nox.Session) -> None:
     """The wheel as users get it: contents, dependencies, and a project that builds on it."""
-    dist = Path(session.create_tmp()) / "dist"
+    dist = WHEEL_DIST
     shutil.rmtree(dist, ignore_errors=True)
+    shutil.rmtree(WHEEL_BUILD, ignore_errors=True)
     session.install("build", "pytest", "numpy")
-    strict = "--config-setting=cmake.define.MAHAL_WERROR=ON"
-    session.run("python", "-m", "build", "--outdir", str(dist), strict, env=_cuda_environment())
+    settings = (
+        "--config-setting=cmake.define.MAHAL_WERROR=ON",
+        f"--config-setting=build-dir={WHEEL_BUILD}",
+    )
+    session.run("python", "-m", "build", "--outdir", str(dist), *settings, env=_cuda_environment())
     (built,) = dist.glob("*.whl")
 
     clean = Path(session.create_tmp()) / "clean"
@@ -318,13 +340,7 @@ def release(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The documentation site in build/site, with the pictures of the gallery."""
     session.install(*_group("docs"))
-    # The wheel that CI has just built; without one it is built here.
-    built = sorted((ROOT / ".nox" / "wheel" / "tmp" / "dist").glob("*.whl"))
-    if built:
-        session.install("--force-reinstall", "--no-deps", str(built[-1]))
-        session.install(f"{built[-1]}[cli]")
-    else:
-        _install(session, BUILD / "nox-docs", "[cli]", cuda=False)
+    _install_wheel(session, BUILD / "nox-docs", "[cli]")
     session.run("mkdocs", "build", "--strict", "--site-dir", str(BUILD / "site"))
 
 
@@ -376,12 +392,9 @@ def cuda_all(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests, on every instruction set that this machine has."""
-    folder = BUILD / "nox-tests"
     session.install(TORCH, "mypy")
-    # Device code that nothing here can run is compiled once, for the wheel.
-    cuda = _sees_gpu() or "MAHAL_CUDA" in os.environ
     # The emulator has a verb of its own, under sanitizers.
-    _install(session, folder, "[test]", cuda=cuda, MAHAL_WERROR="ON")
+    folder = _install_wheel(session, BUILD / "nox-tests", "[test]", MAHAL_WERROR="ON")
     session.run(
         "python",
         "-m",
