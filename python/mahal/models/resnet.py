@@ -16,10 +16,10 @@ from mahal.models._training import generator
 WIDTHS = (64, 128, 256, 512)
 
 
-class _Block(nn.Module):
+class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
@@ -78,8 +78,8 @@ class ResNet18(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         inputs = 64
         for stage, width in enumerate(WIDTHS[:stages], 1):
-            first = _Block(inputs, width, 1 if stage == 1 else 2)
-            self.add_module(f"layer{stage}", nn.Sequential(first, _Block(width, width, 1)))
+            first = BasicBlock(inputs, width, 1 if stage == 1 else 2)
+            self.add_module(f"layer{stage}", nn.Sequential(first, BasicBlock(width, width)))
             inputs = width
         self.stages = stages
         if classes is not None:

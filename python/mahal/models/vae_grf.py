@@ -22,6 +22,7 @@ import mahal
 from mahal.models._detector import ModelError, check_choice, check_number
 from mahal.models._images import ImageDetector, Picture, Pictures
 from mahal.models._training import Batches, Learner, generator, train
+from mahal.models.resnet import BasicBlock
 from mahal.nn import GRFPrior
 
 Maps = npt.NDArray[np.float32]
@@ -66,46 +67,20 @@ def bernoulli_mean(logit: torch.Tensor) -> torch.Tensor:
     return torch.where(small, series, -1 / torch.expm1(-safe) - 1 / safe)
 
 
-def _convolution(inputs: int, outputs: int, side: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False)
-
-
-class _Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut, the basic block of a residual network."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            _convolution(inputs, outputs, 3, stride),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-            _convolution(outputs, outputs, 3),
-            nn.BatchNorm2d(outputs),
-        )
-        self.shortcut = nn.Sequential()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                _convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)
-            )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.relu(self.layers(x) + self.shortcut(x))
-
-
 class _Networks(nn.Module):
     """Encoder, decoder and prior (section III-D)."""
 
     def __init__(self, bands: int, width: int, latent: int, prior: GRFPrior) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            _convolution(bands, width, 7, 2),
+            nn.Conv2d(bands, width, 7, 2, 3, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2, 1),
-            _Block(width, width),
-            _Block(width, width),
-            _Block(width, 2 * width, 2),
-            _Block(2 * width, 2 * width),
+            BasicBlock(width, width),
+            BasicBlock(width, width),
+            BasicBlock(width, 2 * width, 2),
+            BasicBlock(2 * width, 2 * width),
             nn.Conv2d(2 * width, 2 * latent, 1),
         )
         sizes = (latent, 2 * width, width, max(width // 2, 1))
