@@ -2,24 +2,30 @@
 
     mahal benchmark FOLDER FOLDER/envi --runs 5 -o table \\
         --detectors rx,local-rx,fused-rx,spectral-autoencoder,spectral-vae,mtgan
-    python bench/benchmark_page.py table
+    python bench/benchmark_page.py table --scenes FOLDER
 
 FOLDER holds the scenes that bench/real_scenes.py names. The figures are kept in
-bench/results/benchmark.csv, and the page is made from that file alone: without a folder it is made
-again, with --check it is compared.
+bench/results/benchmark.csv and benchmark_printed.json (areas from 1001 thresholds, as the paper of
+MTGAN has them), and the page is made from these alone: without a folder it is made again, with
+--check it is compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import re
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+from mahal import metrics, scenes
+
 HERE = Path(__file__).resolve().parent
 KEPT = HERE / "results" / "benchmark.csv"
+THRESHOLDS = HERE / "results" / "benchmark_printed.json"
 PAGE = HERE.parent / "docs" / "benchmark.md"
 BLOCK = re.compile(r"(<!-- benchmark:(\w+) -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
 ORDER = (
@@ -65,17 +71,32 @@ def table(rows: list[dict[str, str]], column: str, best: str) -> list[str]:
     return lines
 
 
-def printed(rows: list[dict[str, str]]) -> list[str]:
+def with_thresholds(folder: Path, data: Path) -> dict[str, dict[str, list[list[float]]]]:
+    """Both areas of every run that the paper has a figure for, from 1001 thresholds."""
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for scene, methods in PRINTED.items():
+        truth = scenes.read(data / f"{scene}.mat").truth
+        for name in methods:
+            maps = sorted((folder / "runs").glob(f"{scene}-{name}-*.npy"))
+            areas = [metrics.roc_areas(np.load(one), truth, thresholds=1001) for one in maps]
+            pairs = [[one.auc_df, one.auc_ftau] for one in areas]
+            found.setdefault(scene, {})[name] = pairs
+    return found
+
+
+def printed() -> list[str]:
     """What the paper prints beside ours."""
     lines = [
         "| scene | detector | AUC(D,F) printed | ours | AUC(F,tau) printed | ours |",
         "|---|---|--:|--:|--:|--:|",
     ]
-    for scene, methods in PRINTED.items():
-        for name, (df, ftau) in methods.items():
-            row = next(r for r in rows if (r["scene"], r["detector"]) == (scene, name))
-            ours = [figure(row, "AUC(D,F)"), figure(row, "AUC(F,tau)")]
-            lines.append(f"| {scene} | {name} | {df:.5f} | {ours[0]} | {ftau:.5f} | {ours[1]} |")
+    for scene, methods in json.loads(THRESHOLDS.read_text(encoding="utf-8")).items():
+        for name, runs in methods.items():
+            cells = []
+            for theirs, values in zip(PRINTED[scene][name], np.transpose(runs), strict=True):
+                spread = f" ± {values.std():.5f}" if len(values) > 1 else ""
+                cells.append(f"{theirs:.5f} | {values.mean():.5f}{spread}")
+            lines.append(f"| {scene} | {name} | {' | '.join(cells)} |")
     return lines
 
 
@@ -86,7 +107,7 @@ def page() -> str:
     made = {
         "df": table(rows, "AUC(D,F)", "worst"),
         "ftau": table(rows, "AUC(F,tau)", "highest"),
-        "printed": printed(rows),
+        "printed": printed(),
     }
     return BLOCK.sub(
         lambda m: m[1] + "\n".join(made[m[2]]) + "\n" + m[3], PAGE.read_text(encoding="utf-8")
@@ -96,10 +117,15 @@ def page() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", help="what `mahal benchmark` wrote")
+    parser.add_argument("--scenes", type=Path, help="the folder of the scenes")
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
+    if (args.folder is None) != (args.scenes is None):
+        parser.error("a folder needs --scenes")
     if args.folder:
         shutil.copyfile(args.folder / "table.csv", KEPT)
+        found = with_thresholds(args.folder, args.scenes)
+        THRESHOLDS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     text = page()
     if args.check:
         return int(text != PAGE.read_text(encoding="utf-8"))
