@@ -378,3 +378,10 @@ def test_latent_space_has_classes_or_scores():
 def test_wrong_codes(codes, options, rule):
     with pytest.raises(ValueError, match=f"^latent_figure: {rule}"):
         pictures.latent_figure(codes, **options)
+
+
+def test_sheet_of_maps_has_no_panel_without_truth():
+    scene = scene_of(8, 8)
+    maps = {"rx": np.random.default_rng(0).random((8, 8))}
+    titles = [a.get_title() for a in pictures.map_sheet([(scene, maps)], side=3.0).axes]
+    assert titles == ["s", "rx"]

@@ -8,7 +8,7 @@ import types
 import mahal
 import numpy as np
 import pytest
-from mahal import metrics
+from mahal import cli, metrics
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
@@ -200,7 +200,7 @@ def test_scores_are_change_maps_of_what_was_rebuilt(fitted, scene):
 
 
 def test_codes_are_those_of_the_patches(fitted, scene):
-    codes = fitted.codes(scene[0], stride=32)
+    codes = fitted.patch_codes(scene[0], stride=32)
     assert codes.shape == (3, 3, 8)
     last = fitted._scaled(scene[0], np.ones((96, 80), bool))[-32:, -32:]
     wanted = fitted.networks_.encoder(torch.from_numpy(last).movedim(2, 0)[None])
@@ -319,6 +319,19 @@ def test_wrong_images(scene, fitted):
 def test_wrong_parameters(options, rule):
     with pytest.raises(ValueError, match=f"^SARAutoencoder: {rule}"):
         models.SARAutoencoder(**options)
+
+
+def test_command_line_learns_and_detects(scene, tmp_path):
+    file = str(tmp_path / "slc.npy")
+    np.save(file, np.moveaxis(speckle(scene[0] ** 2, 7), 2, 0))
+    model = str(tmp_path / "m.safetensors")
+    options = [f"--set={name}={value}" for name, value in {**QUICK, "epochs": 1}.items()]
+    line = ["train", "sar-autoencoder", file, "--channels", "first", "-o", model]
+    assert cli.main([*line, *options]) == 0
+    out = str(tmp_path / "out")
+    assert cli.main(["detect", file, "--channels", "first", "--model", model, "-o", out]) == 0
+    wanted = models.load(model).score(np.moveaxis(np.load(file), 0, 2))
+    np.testing.assert_allclose(np.load(f"{out}_scores.npy").squeeze(), wanted, rtol=1e-5)
 
 
 # -- despeckling

@@ -245,6 +245,12 @@ DETECTORS: dict[str, Detector] = {
             images=True,
         ),
         Learner.of(
+            "sar_autoencoder",
+            "SARAutoencoder",
+            "radar structures that an adversarial autoencoder of patches cannot rebuild",
+            images=True,
+        ),
+        Learner.of(
             "spectral_autoencoder",
             "SpectralAutoencoder",
             "what an autoencoder of single spectra cannot rebuild",

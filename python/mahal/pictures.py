@@ -350,28 +350,32 @@ def comparison_figure(
     return figure
 
 
-def map_sheet(shown: Sequence[tuple[Scene, Mapping[str, Array]]]) -> Figure:
+def map_sheet(shown: Sequence[tuple[Scene, Mapping[str, Array]]], *, side: float = 1.6) -> Figure:
     """Score maps of several detectors beside image and truth, a row for every scene.
 
     Parameters
     ----------
     shown : sequence of (Scene, mapping of str to ndarray)
-        Scenes with truth, and the score map of each detector. Every map has a scale of its own,
-        from its median to its highest score, logarithmic where the scores are positive.
+        Scenes, and the score map of each detector. Every map has a scale of its own, from its
+        median to its highest score, logarithmic where the scores are positive. A scene without
+        truth has no panel for it.
+    side : float
+        Of each panel, in inches.
 
     Returns
     -------
     matplotlib.figure.Figure
         Not known to pyplot; `save` writes it.
     """
-    columns = 2 + max(len(maps) for _, maps in shown)
+    columns = max(1 + (scene.truth is not None) + len(maps) for scene, maps in shown)
     figure: Figure = _matplotlib("figure").Figure(
-        (1.6 * columns, 1.85 * len(shown)), layout="constrained"
+        (side * columns, (side + 0.25) * len(shown)), layout="constrained"
     )
     grid = figure.subplots(len(shown), columns, squeeze=False)
     for place, (line, (scene, maps)) in enumerate(zip(grid, shown, strict=True)):
         picture, _ = false_colour(scene)
-        panels = [(scene.name, picture), ("truth", scene.truth), *maps.items()]
+        known = [] if scene.truth is None else [("truth", scene.truth)]
+        panels = [(scene.name, picture), *known, *maps.items()]
         for axes in line:
             axes.set_axis_off()
         for axes, (name, values) in zip(line, panels, strict=False):

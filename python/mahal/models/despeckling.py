@@ -149,7 +149,7 @@ class Despeckler(Model):
     def __init__(
         self,
         *,
-        width: int = 16,
+        width: int = 8,
         patch: int = 64,
         stride: int = 32,
         iterations: int = 400,

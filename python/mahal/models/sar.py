@@ -442,7 +442,8 @@ class SARAutoencoder(ImageDetector):
     def _scaled(self, amplitude: Maps, used: npt.NDArray[np.bool_]) -> Maps:
         """Image in [0, 1]; the median of each channel where no pixel is used."""
         span = self.high_ - self.low_
-        scaled = np.clip((self._level(np.nan_to_num(amplitude)) - self.low_) / span, 0, 1)
+        known = np.where(used[..., None], amplitude, np.float32(0))
+        scaled = np.clip((self._level(known) - self.low_) / span, 0, 1)
         if not used.all():
             scaled[~used] = np.median(scaled[used], axis=0)
         return np.asarray(scaled, np.float32)
@@ -547,12 +548,12 @@ class SARAutoencoder(ImageDetector):
 
     # -- scoring
 
-    def _windows(self, scaled: Maps, stride: int | None = None) -> Patches:
-        return Patches([scaled], self.patch, stride or self.overlap_stride or self.patch // 2)
+    def _step(self) -> int:
+        return self.overlap_stride or self.patch // 2
 
     def _rebuilt(self, scaled: Maps) -> Maps:
         """Mean of what all patches over a pixel say."""
-        patches = self._windows(scaled)
+        patches = Patches([scaled], self.patch, self._step())
         total = torch.zeros_like(patches.pixels)
         count = torch.zeros(len(total), 1)
         steps = torch.arange(self.patch)
@@ -641,7 +642,9 @@ class SARAutoencoder(ImageDetector):
         amplitude[~picture.used] = np.nan
         return amplitude
 
-    def codes(self, image: Any, *, mask: Any | None = None, stride: int | None = None) -> Maps:
+    def patch_codes(
+        self, image: Any, *, mask: Any | None = None, stride: int | None = None
+    ) -> Maps:
         """Codes of the patches of an image, for plots of the latent space.
 
         Parameters
@@ -660,12 +663,12 @@ class SARAutoencoder(ImageDetector):
             See `mahal.pictures.latent_figure`.
         """
         if stride is not None:
-            check_number(f"{type(self).__name__}.codes", "stride", stride, 1, whole=True)
-        _, scaled = self._prepared("codes", image, mask)
-        patches = self._windows(scaled, stride)
+            check_number(f"{type(self).__name__}.patch_codes", "stride", stride, 1, whole=True)
+        _, scaled = self._prepared("patch_codes", image, mask)
+        step = self._step() if stride is None else stride
+        patches = Patches([scaled], self.patch, step)
         with one_thread(), torch.inference_mode():
             found = [self.networks_.encoder(x) for x in patches.split(SCORED_TOGETHER)]
-        step = stride or self.overlap_stride or self.patch // 2
         down = len(offsets(scaled.shape[0], self.patch, step))
         return np.asarray(torch.cat(found).reshape(down, -1, self.latent).numpy(), np.float32)
 
