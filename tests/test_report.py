@@ -207,6 +207,7 @@ def browser(tmp_path):
     if None in programs:
         pytest.skip("no chromium and chromedriver")
     from selenium import webdriver
+    from selenium.common.exceptions import SessionNotCreatedException
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
@@ -224,7 +225,10 @@ def browser(tmp_path):
     ):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(programs[1]))
+    try:
+        driver = webdriver.Chrome(options=options, service=Service(programs[1]))
+    except SessionNotCreatedException as error:
+        pytest.skip(f"chromium does not start: {error.msg}")
     yield driver
     driver.quit()
 
@@ -239,7 +243,7 @@ def test_the_page_in_a_browser(browser, scene, scores, tmp_path):
     (tmp_path / "r.html").write_text(text, encoding="utf-8")
     browser.get((tmp_path / "r.html").as_uri())
     body = browser.find_element(By.TAG_NAME, "body")
-    WebDriverWait(browser, 30).until(lambda _: body.get_attribute("data-ready") == "yes")
+    WebDriverWait(browser, 60).until(lambda _: body.get_attribute("data-ready") == "yes")
 
     def numbers():
         shown = browser.find_element(By.ID, "numbers")
@@ -279,7 +283,7 @@ def test_the_page_in_a_browser(browser, scene, scores, tmp_path):
         # One pixel of the scene is SIDE / COLS wide.
         offset = round(step * report.SIDE / COLS)
         ActionChains(browser).move_to_element_with_offset(canvas, offset, offset).perform()
-        WebDriverWait(browser, 10).until(lambda _: place() not in places)
+        WebDriverWait(browser, 30).until(lambda _: place() not in places)
         row, col = place()
         assert float(title()[3]) == pytest.approx(scores[row, col], rel=1e-5)
         shown = browser.execute_script(
