@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import mahal
 import numpy as np
 import pytest
@@ -608,21 +611,36 @@ def test_errors_of_training_a_backbone(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-# -- the command line
+# -- the command line and the page
+
+
+def folder_of(path, content):
+    path.mkdir()
+    for k, image in enumerate(content):
+        np.save(path / f"{k}.npy", image)
+
+
+def test_page(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "normal", images[:4])
+    folder_of(tmp_path / "strange", [spoilt(i) for i in images[4:6]])
+    torch.save(ResNet18(classes=1000).state_dict(), "resnet18.pth")
+    page = Path(__file__).resolve().parents[1] / "docs" / "padim.md"
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S):
+        variables = {"image": spoilt(images[6])}
+        exec(compile(block, "padim.md", "exec"), variables)
+    assert variables["scores"].max() <= 1 < variables["distance"].max()
+    again = models.load("model.safetensors")
+    np.testing.assert_array_equal(again.score(variables["image"]), variables["distance"])
 
 
 def test_command_line(images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name, content in (
-        ("normal", images[:6]),
-        ("strange", [spoilt(i) for i in images[6:8]]),
-        ("new", [spoilt(images[8]), images[9]]),
-    ):
-        (tmp_path / name).mkdir()
-        for k, image in enumerate(content):
-            np.save(tmp_path / name / f"{k}.npy", image)
-    (tmp_path / "truth").mkdir()
-    np.save(tmp_path / "truth" / "0.npy", spoilt(images[8]) == 250)
+    folder_of(tmp_path / "normal", images[:6])
+    folder_of(tmp_path / "strange", [spoilt(i) for i in images[6:8]])
+    folder_of(tmp_path / "new", [spoilt(images[8]), images[9]])
+    folder_of(tmp_path / "truth", [spoilt(images[8]) == 250])
     command = ["train", "padim_ace", "normal", "--anomalous", "strange", "-o", "m.safetensors"]
     assert cli.main([*command, "--set", "dimensions=10"]) == 0
     command = ["detect", "new", "--truth", "truth", "--model", "m.safetensors", "-o", "found"]

@@ -734,7 +734,8 @@ class PadimACE(ImageDetector):
         self.channels_ = list(facts["channels"])
         self.dimensions_ = tensors["dimensions"]
         self.mean_ = tensors["mean"]
-        self.factor_ = tensors["factor"]
+        # A copy of its own lies where solvers round as they did before, tensors of a file do not.
+        self.factor_ = tensors["factor"].clone()
         self.signature_ = tensors.get("signature")
         self._cache = {}
         self.backbone_ = None
