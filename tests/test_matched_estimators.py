@@ -405,6 +405,33 @@ def test_bad_values(name: str, params: dict[str, Any], argument: str) -> None:
         FUNCTIONS[name](IMAGE, TARGET, **params)
 
 
+@pytest.mark.parametrize("options", [{"center": False}, {"estimator": "loading", "loading": 0.0}])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_targets_outlive_the_statistics_of_a_large_image(
+    name: str, options: dict[str, Any]
+) -> None:
+    # Many bands and pixels: the sums of the mean take more memory than the tables of windows.
+    image = np.random.default_rng(14).standard_normal((60, 60, 60)) + 3.0
+    target = image[20, 20] + 1.0
+    found = FUNCTIONS[name](image, target, window=(5, 21), **options)
+    samples = np.delete(image[20:41, 20:41].reshape(441, 60), guarded(21, 5), axis=0)
+    center = options.get("center", True)
+    mean = samples.mean(axis=0) if center else np.zeros(60)
+    covariance = (samples - mean).T @ (samples - mean) / (len(samples) - center)
+    pixel, towards = image[30, 30] - mean, np.linalg.solve(covariance, target - mean)
+    wanted = pixel @ towards / ((target - mean) @ towards)
+    if name == "ace":
+        length = pixel @ np.linalg.solve(covariance, pixel)
+        wanted *= (pixel @ towards) / length
+    assert found[30, 30] == pytest.approx(wanted, rel=1e-9)
+
+
+def guarded(outer: int, inner: int) -> list[int]:
+    """Places of the inner square in the list of the pixels of the outer one."""
+    begin = (outer - inner) // 2
+    return [r * outer + c for r in range(begin, begin + inner) for c in range(begin, begin + inner)]
+
+
 def test_windows_that_are_too_small_and_targets_that_are_zero() -> None:
     image = random_scene((12, 13, 8), np.random.default_rng(13), circular=True)
     target = np.ones(8, dtype=complex)

@@ -315,8 +315,9 @@ void window_estimators(const WindowEstimatorsParams& params, const TensorView& i
     for (int k = 0; k < params.window_count; ++k) {
       Scratch scratch(workspace);
       Plan p = make_plan(scratch, params, params.windows[k], image, threads);
-      if (is_given(params.target)) load_window_targets(params, p);
+      // The mean is computed in memory that the targets and what follows them take afterwards.
       compute_mean(p.moments, image, mask, threads);
+      if (is_given(params.target)) load_window_targets(params, p);
       const std::ptrdiff_t spectrum = real_bands(image);
       Results<T> out{};
       if (is_given(score)) {
