@@ -4,9 +4,10 @@ A scene is simulated piece by piece into an uncompressed Zarr array: spectra of 
 mix smoothly, noise, and a bright pixel of another spectrum every 512 pixels. `mahal detect` then
 scores it in a process of its own, whose peak memory the operating system reports.
 
-    python bench/big_scene.py FOLDER [--gigabytes 20] [--out bench/results/big_scene.json]
+    python bench/big_scene.py FOLDER [--gigabytes 20] [--detectors rx,fused_rx,local_rx]
 
-FOLDER needs room for the scene; it is deleted at the end.
+FOLDER needs room for the scene, which is deleted at the end; one of this size that is there already
+is used and kept. Every run adds a row to the result file.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ BANDS = 100
 PIECE = 256
 MATERIALS = 6
 SPACING = 512
-RUNS = {"fused_rx (default)": [], "rx --window 5 21": ["--detector", "rx", "--window", "5", "21"]}
+RUNS = {
+    "rx": ["--detector", "rx"],
+    "fused_rx": [],
+    "local_rx": ["--detector", "rx", "--window", "5", "21"],
+}
 
 
 def targets(side):
@@ -86,37 +91,32 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gigabytes", type=float, default=20)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=list(RUNS), help="one of the detectors")
+    parser.add_argument("--detectors", default=",".join(RUNS))
     parser.add_argument("--out", type=Path, default=Path("bench/results/big_scene.json"))
     args = parser.parse_args()
     side = math.ceil(math.sqrt(args.gigabytes * 1e9 / (4 * BANDS)) / PIECE) * PIECE
-    path = args.folder / "big_scene.zarr"
-    results = {
-        "machine": platform.machine(),
-        "mahal": mahal.__version__,
-        "threads": args.threads,
-        "rows": side,
-        "cols": side,
-        "bands": BANDS,
-        "bytes": side * side * BANDS * 4,
-        "runs": [],
-    }
+    path, output = args.folder / "big_scene.zarr", args.folder / "big_scene_scores.zarr"
+    kept = path.exists() and zarr.open_array(str(path), mode="r").shape == (side, side, BANDS)
+    results = {"machine": platform.machine(), "mahal": mahal.__version__, "runs": []}
+    if args.out.exists():
+        results = json.loads(args.out.read_text(encoding="utf-8"))
     try:
-        begin = time.perf_counter()
-        simulate(path, side)
-        results["seconds_to_simulate"] = time.perf_counter() - begin
-        for name, options in RUNS.items():
-            if args.only not in (None, name):
-                continue
-            output = args.folder / "big_scene_scores.zarr"
+        if not kept:
+            simulate(path, side)
+        for name in args.detectors.split(","):
             shutil.rmtree(output, ignore_errors=True)
             command = [sys.executable, "-m", "mahal", "detect", str(path), "-o", str(output)]
-            seconds, cpu, peak = measured([*command, *options, "--threads", str(args.threads)])
+            seconds, cpu, peak = measured([*command, *RUNS[name], "--threads", str(args.threads)])
             found = zarr.open_group(str(output), mode="r")
             summary = dict(found.attrs["summary"])
-            hits = found["detections"].get_orthogonal_selection((targets(side), targets(side)))
+            places = (targets(side), targets(side))
             run = {
                 "detector": name,
+                "rows": side,
+                "cols": side,
+                "bands": BANDS,
+                "bytes": side * side * BANDS * 4,
+                "threads": args.threads,
                 "seconds": seconds,
                 "cpu_seconds": cpu,
                 "peak_bytes": peak,
@@ -124,14 +124,15 @@ def main():
                 "tiles": summary["tiles"],
                 "detections": summary["detections"],
                 "implanted": targets(side).size ** 2,
-                "implanted_found": int(hits.sum()),
+                "implanted_found": int(found["detections"].get_orthogonal_selection(places).sum()),
             }
             print(json.dumps(run), flush=True)
             results["runs"].append(run)
-            shutil.rmtree(output)
+            args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     finally:
-        shutil.rmtree(path, ignore_errors=True)
-    args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(output, ignore_errors=True)
+        if not kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The accessor gives what the functions give, with the names of the scene."""
 
+import re
+from pathlib import Path
+
 import mahal
 import numpy as np
 import pytest
@@ -114,3 +117,33 @@ def test_errors_name_the_op(scene):
         scene.mahal.rx(window=4)
     with pytest.raises(ValueError, match=r"^rx: image: must have 3 axes"):
         scene[:, :, 0].mahal.rx()
+
+
+def test_results_have_the_pieces_of_the_scene(scene):
+    found = scene.mahal.rx(window=(3, 31))
+    assert found.chunks == (None if scene.chunks is None else scene.chunks[:2])
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
+    rasterio = pytest.importorskip("rasterio")
+    pytest.importorskip("torch")
+    pytest.importorskip("lightning")
+    from mahal.models import SpectralAutoencoder
+
+    monkeypatch.chdir(tmp_path)
+    image = np.random.default_rng(1).normal(size=(50, 45, 6)).astype(np.float32)
+    place = rasterio.Affine(2, 0, 500000, 0, -2, 4000000)
+    profile = {"height": 50, "width": 45, "count": 6, "dtype": "float32", "transform": place}
+    with rasterio.open("BIG.tif", "w", driver="GTiff", crs="EPSG:32633", **profile) as target:
+        target.write(np.moveaxis(image, -1, 0))
+    SpectralAutoencoder(latent=2, epochs=1, runs=1).fit(image).save("model.safetensors")
+    text = (Path(__file__).parents[1] / "docs" / "big.md").read_text(encoding="utf-8")
+    variables = {}
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S):
+        exec(block, variables)
+    stored = xarray.open_zarr("scores.zarr", consolidated=False)["rx"]
+    np.testing.assert_allclose(stored.values, mahal.rx(image, window=(5, 21)), rtol=2e-5)
+    assert "32633" in stored.attrs["crs"]
+    assert float(stored.x[0]) == 500001.0
+    np.testing.assert_allclose(variables["scores"].values, mahal.rx(image), rtol=1e-6)
+    assert variables["anomalies"].shape == (50, 45)

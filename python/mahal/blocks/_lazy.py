@@ -159,7 +159,7 @@ def apply(
         dtype=object,
         meta=np.empty((0, 0), object),
     )
-    return tuple(
+    found = [
         packed.map_blocks(
             _picked,
             index=index,
@@ -169,7 +169,10 @@ def apply(
             meta=np.empty((0,) * (2 + len(output.trailing)), output.dtype),
         )
         for index, output in enumerate(outputs)
-    )
+    ]
+    # In the pieces of the image again, which files may need to be of one size.
+    pieces = dict(enumerate(images[0].chunks[:2]))
+    return tuple(one.rechunk(pieces) for one in found)
 
 
 def _one_block(

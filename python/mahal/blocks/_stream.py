@@ -422,11 +422,21 @@ def _prepare(job: Job, scene: Any, *, given: bool) -> tuple[Job, Any]:
     if job.needs_scene:
         length, kind = _moments_size(job)
         output.create_array(
-            "moments", shape=(*job.grid, length), chunks=(1, 1, length), dtype=kind, fill_value=0
+            "moments",
+            shape=(*job.grid, length),
+            chunks=(1, 1, length),
+            dtype=kind,
+            fill_value=0,
+            dimension_names=["tile_y", "tile_x", "moment"],
         )
     # A piece for every tile: tiles that end at the same time do not meet.
     output.create_array(
-        "finished", shape=(2, *job.grid), chunks=(1, 1, 1), dtype="uint8", fill_value=0
+        "finished",
+        shape=(2, *job.grid),
+        chunks=(1, 1, 1),
+        dtype="uint8",
+        fill_value=0,
+        dimension_names=["stage", "tile_y", "tile_x"],
     )
     output.attrs.update(
         {"format": FORMAT, "run": job.identity(), "tile": job.tile, "complete": False}
