@@ -71,9 +71,11 @@ def test_windows_are_those_of_the_whole_image_bit_for_bit(image, op, options, bo
         equal(one, other)
 
 
-@pytest.mark.parametrize("border", ["shift", "reflect", "valid"])
 @pytest.mark.parametrize("op", ["rx", "ace", "matched_filter"])
-@pytest.mark.parametrize("kind", ["float32", "float64", "complex64", "uint16"])
+@pytest.mark.parametrize(
+    ("kind", "border"),
+    [("float32", "shift"), ("float64", "reflect"), ("complex64", "valid"), ("uint16", "shift")],
+)
 def test_sample_covariances_of_windows_differ_by_rounding(image, op, border, kind):
     values = image.astype(kind)
     if kind == "complex64":
@@ -169,7 +171,7 @@ GLOBAL = [
 
 
 @pytest.mark.parametrize(("op", "options"), GLOBAL)
-@pytest.mark.parametrize("kind", ["float32", "float64", "complex64"])
+@pytest.mark.parametrize("kind", ["float32", "complex64"])
 def test_global_scores_are_those_of_the_whole_image(image, mask, op, options, kind):
     values = image.astype(kind)
     if kind == "complex64":
@@ -183,9 +185,8 @@ def test_global_scores_are_those_of_the_whole_image(image, mask, op, options, ki
     found, status = computed(*getattr(blocks, op)(lazy(values), *target, **options))
     equal(status, states)
     assert found.dtype == wanted.dtype
-    np.testing.assert_allclose(found, wanted, rtol=1e-11 if kind == "float64" else 2e-6, atol=1e-7)
-    if kind != "float64":
-        assert np.mean(found == wanted) + np.mean(np.isnan(wanted)) > 0.97
+    np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=1e-7)
+    assert np.mean(found == wanted) + np.mean(np.isnan(wanted)) > 0.97
 
 
 def test_several_targets_and_a_given_background(image):

@@ -148,7 +148,7 @@ def test_integers_are_scored_in_double_precision(folder, image, capsys):
 def test_an_interrupted_run_goes_on_without_doing_tiles_again(
     folder, image, capsys, monkeypatch, stage, detector
 ):
-    arguments = ("scene.zarr", "--detector", detector, "--tile", "24", "--threads", "1")
+    arguments = ("scene.zarr", "--detector", detector, "--tile", "32", "--threads", "1")
     whole, _ = detected(capsys, *arguments, "-o", "whole.zarr")
     task, calls = getattr(_stream, stage), []
 
@@ -172,8 +172,8 @@ def test_an_interrupted_run_goes_on_without_doing_tiles_again(
 
     monkeypatch.setattr(_stream, stage, once)
     found, rows = detected(capsys, *arguments[:-4], "--threads", "1", "-o", "cut.zarr")
-    assert sorted(calls) == [(row, col) for row in range(3) for col in range(4)]
-    assert rows["found"].startswith("5 finished" if stage == "tile_statistics" else "17 finished")
+    assert sorted(calls) == [(row, col) for row in range(3) for col in range(3)]
+    assert rows["found"].startswith("5 finished" if stage == "tile_statistics" else "14 finished")
     for name in ("scores", "status", "detections"):
         np.testing.assert_array_equal(found[name][...], whole[name][...])
     # A run that is complete is only told.
@@ -185,7 +185,7 @@ def test_an_interrupted_run_goes_on_without_doing_tiles_again(
 def test_the_result_does_not_depend_on_the_threads(folder, capsys):
     for threads in (1, 3):
         found, _ = detected(
-            capsys, "scene.zarr", "--tile", "24", "--threads", threads, "-o", f"{threads}.zarr"
+            capsys, "scene.zarr", "--tile", "42", "--threads", threads, "-o", f"{threads}.zarr"
         )
     first = zarr.open_group("1.zarr", mode="r")
     np.testing.assert_array_equal(first["scores"][...], found["scores"][...])
@@ -296,12 +296,12 @@ def test_the_summary_is_json(folder, capsys):
 
 def test_a_cluster_gives_what_threads_give(folder, capsys):
     distributed = pytest.importorskip("distributed")
-    whole, _ = detected(capsys, "scene.zarr", "--tile", "32", "-o", "whole.zarr")
+    whole, _ = detected(capsys, "scene.zarr", "--tile", "42", "-o", "whole.zarr")
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
     ) as cluster:
         found, _ = detected(
-            capsys, "scene.zarr", "--tile", "32", "--scheduler", cluster.scheduler_address
+            capsys, "scene.zarr", "--tile", "42", "--scheduler", cluster.scheduler_address
         )
     np.testing.assert_array_equal(found["scores"][...], whole["scores"][...])
 
