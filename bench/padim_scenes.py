@@ -48,7 +48,7 @@ KINDS = {
     "ACE, full, centred": {"center_signature": True},
     "ACE, as published, full": {"compat": "padim-ace-2025"},
 }
-MARKED = "ACE, full, centred, signature of the marked pixels"
+MARKED = "ACE, full, centred, marked pixels"
 SHOWN = ("Mahalanobis, full (PaDiM)", "ACE, full (PaDiM-ACE)", "ACE, isotropic", MARKED)
 
 
