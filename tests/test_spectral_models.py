@@ -211,6 +211,13 @@ def test_files_that_are_no_models(fitted, tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "later", header)
     with pytest.raises(models.ModelError, match="does not know"):
         models.load(tmp_path / "later")
+    save_file({"a": torch.zeros(2)}, tmp_path / "next", {**header, "format": "mahal-model-2"})
+    with pytest.raises(models.ModelError, match="written as mahal-model-2, this version reads"):
+        models.load(tmp_path / "next")
+    fitted.save(tmp_path / "whole")
+    (tmp_path / "half").write_bytes((tmp_path / "whole").read_bytes()[:-100])
+    with pytest.raises(models.ModelError, match="is not a safetensors file"):
+        models.load(tmp_path / "half")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         fitted.save(tmp_path / "no" / "m")
 

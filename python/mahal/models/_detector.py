@@ -465,7 +465,10 @@ def load(path: str | Path) -> Any:
     except Exception as error:
         # safetensors has an exception of its own for every kind of damage.
         raise ModelError(f"{path}: is not a safetensors file ({error})") from error
-    if header.get("format") != FORMAT:
+    written = header.get("format", "")
+    if written != FORMAT:
+        if written.startswith(FORMAT.rstrip("0123456789")):
+            raise ModelError(f"{path}: was written as {written}, this version reads {FORMAT}")
         raise ModelError(f"{path}: is not a model of mahal ({FORMAT})")
     name = header["model"]
     if name not in _CLASSES:
