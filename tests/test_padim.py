@@ -564,7 +564,7 @@ def chips(count, seed):
 
 
 def test_a_backbone_learns_its_classes_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    images, labels = chips(24, 0)
+    images, labels = chips(16, 0)
     options = {"epochs": 3, "batch_size": 8, "seed": 1}
     whole = models.train_backbone(images, labels, tmp_path / "a.safetensors", **options)
     tests, truth = chips(8, 1)
