@@ -265,6 +265,21 @@ def test_command_line(tmp_path, images, monkeypatch, capsys):
     )
     for name in ("t1_detections.png", "roc.png"):
         assert imread(out / name).shape[0] > 200
+    # Trainings with several seeds, here of other lengths.
+    second = tmp_path / "longer.safetensors"
+    train = ["train", "offset", str(normal), "-o", str(second), "--set", "epochs=30"]
+    assert cli.main(train) == 0
+    runs = tmp_path / "runs"
+    several = ["detect", str(tested), "--model", str(file), "--model", str(second)]
+    assert cli.main([*several, "-o", str(runs), "--truth", str(truth)]) == 0
+    assert "AUC of images                    1.00000 ± 0.00000" in capsys.readouterr().out
+    summary = json.loads((runs / "summary.json").read_text())
+    assert summary["image_auc"] == {"mean": 1, "deviation": 0, "runs": 2}
+    assert [run["run"] for run in summary["runs"]] == ["offset", "longer"]
+    assert (runs / "longer" / "t1_scores.npy").exists()
+    assert imread(runs / "roc.png").shape[0] > 200
+    assert cli.main(["detect", str(tested / "t1.npy"), *several[2:]]) == 2
+    assert "only with a folder of images" in capsys.readouterr().err
     # One image goes the way of a scene.
     assert cli.main(["detect", str(tested / "t1.npy"), "--model", str(file), "-o", f"{out}/"]) == 0
     assert json.loads((out / "t1_summary.json").read_text())["detector"] == "offset"

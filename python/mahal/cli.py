@@ -118,7 +118,13 @@ def _parser() -> _Parser:
         help="one that `mahal detectors` lists; default: fused_rx, or rx where a window, an "
         "estimator, a background or complex values ask for it",
     )
-    detect.add_argument("--model", metavar="FILE", help="score with a model that `train` wrote")
+    detect.add_argument(
+        "--model",
+        metavar="FILE",
+        action="append",
+        help="score with a model that `train` wrote; a folder of images also with several, such as "
+        "one of each seed",
+    )
     detect.add_argument("--estimator", choices=ESTIMATORS, default="scm", help=ESTIMATOR_HELP)
     _score_options(detect)
     detect.add_argument("--background", metavar="SCENE2", help="take the statistics from here")
@@ -474,11 +480,13 @@ def _detect(args: argparse.Namespace) -> None:
     if args.demo == (args.scene is not None):
         raise _UsageError("detect: needs either SCENE or --demo")
     if args.tile or args.scheduler or Path(args.scene or "").suffix == ".zarr":
+        args.model = _one_model(args)
         _detect_in_tiles(args)
         return
     if not args.demo and scenes.is_image_folder(args.scene):
         _detect_folder(args)
         return
+    args.model = _one_model(args)
     window = args.window
     if window is not None and args.background is not None:
         raise _UsageError("detect: --window and --background exclude each other")
@@ -627,6 +635,12 @@ def _detect(args: argparse.Namespace) -> None:
     _print([("written", str(path)) for path in written])
 
 
+def _one_model(args: argparse.Namespace) -> str | None:
+    if args.model is not None and len(args.model) > 1:
+        raise _UsageError("detect: several --model: only with a folder of images")
+    return None if args.model is None else str(args.model[0])
+
+
 def _codes(detector: Detector, scene: Scene) -> Array | None:
     """Where every pixel lies in the latent space of the first network, where there is one."""
     if not isinstance(detector, Learner) or not hasattr(detector.model, "codes"):
@@ -638,7 +652,10 @@ def _codes(detector: Detector, scene: Scene) -> Array | None:
 def _detect_folder(args: argparse.Namespace) -> None:
     if args.model is None:
         raise _UsageError("detect: a folder of images needs --model, see `mahal train`")
-    detector = Learner.read(args.model)
+    detectors = [Learner.read(path) for path in args.model]
+    detector = detectors[0]
+    if any(other.name != detector.name for other in detectors):
+        raise _UsageError("detect: several --model: must be trainings of one model")
     args.detector = detector.name
     _check_options("detect", detector, args)
     others = (
@@ -652,25 +669,36 @@ def _detect_folder(args: argparse.Namespace) -> None:
     scenes.extra("matplotlib.figure")
     folder = scenes.Folder(args.scene, args.truth)
     output = Path(args.output or f"{Path(args.scene).resolve().name}_{detector.name}")
-    rate = _alarm_rate(args)
-    found = _image_folders.detect(detector.model, folder, output, rate=rate, report=_tell)
+    options: dict[str, Any] = {"rate": _alarm_rate(args), "report": _tell}
+    names = [Path(path).stem for path in args.model]
+    if len(set(names)) < len(names):
+        raise _UsageError("detect: several --model: their files need different names")
+    if len(names) == 1:
+        found, _ = _image_folders.detect(detector.model, folder, output, **options)
+        runs = [found]
+    else:
+        models = dict(zip(names, (other.model for other in detectors), strict=True))
+        found = _image_folders.detect_runs(models, folder, output, **options)
+        runs = found["runs"]
     _tell("")
-    detections = [row["detections"] for row in found["images"]]
-    areas = {
-        "AUC of pixels, pooled": found["pixel_auc_pooled"],
-        "AUC of pixels, mean over images": found["pixel_auc_mean"],
-        "AUC of images": found["image_auc"],
-    }
-    _print(
-        [
-            ("images", f"{len(folder)} of {args.scene}"),
-            ("model", found["model"]),
-            ("threshold", f"{found['threshold']:.6g} for a false-alarm rate of {rate:g}"),
+    rows = [("images", f"{len(folder)} of {args.scene}")]
+    for run in runs:
+        detections = [row["detections"] for row in run["images"]]
+        rows += [
+            ("model", run["model"]),
+            (
+                "threshold",
+                f"{run['threshold']:.6g} for a false-alarm rate of {_alarm_rate(args):g}",
+            ),
             ("detections", f"{sum(detections)} pixels in {np.count_nonzero(detections)} images"),
-            *((name, f"{area:.5f}") for name, area in areas.items() if area is not None),
-            ("written", f"{output}{os.sep}"),
         ]
-    )
+    for key, label in _image_folders.AREAS.items():
+        area = found[key]
+        if isinstance(area, dict):
+            rows.append((label, f"{area['mean']:.5f} ± {area['deviation']:.5f}"))
+        elif area is not None:
+            rows.append((label, f"{area:.5f}"))
+    _print([*rows, ("written", f"{output}{os.sep}")])
 
 
 def _detect_in_tiles(args: argparse.Namespace) -> None:
