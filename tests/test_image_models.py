@@ -196,6 +196,16 @@ def _die(*arguments):
     raise RuntimeError("killed")
 
 
+def test_callbacks_see_the_losses(images):
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    stop = EarlyStopping("distance", patience=2, min_delta=0.01)
+    steps = Offset(epochs=60).fit(images, trainer={"callbacks": [stop]}).steps_
+    assert steps == 9 * (stop.stopped_epoch + 1)
+    assert 3 <= stop.stopped_epoch < 40
+    assert float(stop.best_score) == pytest.approx(1, abs=0.1)  # the variance of the pixels
+
+
 def test_two_processes_learn_what_one_does(images):
     # Each takes half of every batch and the gradients are averaged.
     one = Offset().fit(images).offset_

@@ -78,10 +78,12 @@ class Learner(LightningModule):
             self.register_buffer(name, tensor, persistent=False)
         self.seed = seed
         self.noise = generator(seed)
+        self.means: dict[str, tuple[torch.Tensor, int]] = {}
 
     def on_train_epoch_start(self) -> None:
         """Order and noise of this epoch, whatever came before it."""
         self.trainer.train_dataloader.epoch = self.current_epoch
+        self.means = {}
         place = _place()[:1] if _place()[0] else ()
         self.noise = generator(self.seed, "noise", self.current_epoch, *place, device=self.device)
 
@@ -92,7 +94,14 @@ class Learner(LightningModule):
                 f"the {name} is not finite in epoch {self.current_epoch + 1}, step "
                 f"{self.global_step + 1}: lower learning_rate"
             )
+        total, count = self.means.get(name, (value.new_zeros(()), 0))
+        self.means[name] = (total + value.detach().mean(), count + 1)
         return value
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means of the epoch, once, for callbacks such as Lightning's EarlyStopping."""
+        for name, (total, count) in self.means.items():
+            self.log(name, total / count, sync_dist=_place()[1] > 1)
 
 
 class _BestWeights(Callback):
@@ -179,8 +188,11 @@ def train(
     the training stops when its loss has not fallen for ``patience`` epochs, and the best state is
     the one that stays.
     """
+    options = {"accelerator": "auto", "devices": 1, **(trainer or {})}
     best = None if patience is None else _BestWeights(patience)
     callbacks: list[Callback] = [] if best is None else [best]
+    # Before the checkpoint, which keeps their state.
+    callbacks += options.pop("callbacks", None) or []
     resume = None
     if checkpoint is not None:
         checkpoint.mkdir(parents=True, exist_ok=True)
@@ -212,7 +224,7 @@ def train(
             enable_progress_bar=progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            **{"accelerator": "auto", "devices": 1, **(trainer or {})},
+            **options,
         )
         run.fit(learner, batches, validation, ckpt_path=resume)
         if run.interrupted:
