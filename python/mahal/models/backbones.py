@@ -170,16 +170,16 @@ def _transformer(
     op: str, spec: str | Mapping[str, Any], layers: tuple[int, ...], seed: int
 ) -> Backbone:
     """A network of transformers, from its configuration or from the folder that it was saved in."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(f"{op}: backbone: {spec!r} needs transformers: {error}") from error
     # A name that is no folder must not become a download.
     if isinstance(spec, str) and not (Path(spec) / "config.json").is_file():
         raise ValueError(
             f"{op}: backbone: must be resnet18, a folder with a config.json, a configuration or a "
             f"function, got {spec!r}"
         )
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"{op}: backbone: {spec!r} needs transformers: {error}") from error
     try:
         if isinstance(spec, str):
             config = transformers.AutoConfig.from_pretrained(spec, local_files_only=True)
