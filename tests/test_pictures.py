@@ -385,3 +385,11 @@ def test_sheet_of_maps_has_no_panel_without_truth():
     maps = {"rx": np.random.default_rng(0).random((8, 8))}
     titles = [a.get_title() for a in pictures.map_sheet([(scene, maps)], side=3.0).axes]
     assert titles == ["s", "rx"]
+
+
+def test_photographs_keep_their_colours():
+    image = np.zeros((4, 5, 3), np.uint8)
+    image[1, 2] = 200, 0, 0
+    rgb, caption = pictures.false_colour(Scene(image, "photo", "picture"))
+    assert caption == "colour"
+    assert rgb[1, 2, 0] > rgb[1, 2, 2]

@@ -527,6 +527,8 @@ def _composite(scene: Scene) -> tuple[tuple[int, int, int], str]:
     count = scene.image.shape[2]
     if count < 3:
         return (0, 0, 0), "band 1"
+    if count == 3 and scene.format == "picture":
+        return (0, 1, 2), "colour"
     if scene.wavelengths is not None:
         for name, wanted in COMPOSITES.items():
             nearest = [int(np.abs(scene.wavelengths - w).argmin()) for w in wanted]
