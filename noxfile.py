@@ -215,6 +215,8 @@ def emulator(session: nox.Session) -> None:
     """CUDA kernels on the CPU, with the whole library under the address and UB sanitizers."""
     folder = BUILD / "nox-emulator"
     session.install("pytest", "pytest-xdist", "hypothesis", "numpy")
+    # The tests of the ops run without torch; an environment that is used again has it.
+    session.run("python", "-m", "pip", "uninstall", "-q", "-y", "torch", silent=True)
     _install(
         session,
         folder,
@@ -228,17 +230,18 @@ def emulator(session: nox.Session) -> None:
     )
     session.run("ctest", "--test-dir", str(folder), "--output-on-failure", "-j", "2")
     preload = [_compiler_file(name) for name in ("libasan.so", "libstdc++.so")]
-    _pytest(
-        session,
-        *PARALLEL,
-        *_test_files("caster", "threads", "emulator", *OPS),
-        env={
-            "LD_PRELOAD": " ".join(preload),
-            "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
-            "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
-            "PYTHONMALLOC": "malloc",
-        },
-    )
+    sanitized = {
+        "LD_PRELOAD": " ".join(preload),
+        "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "PYTHONMALLOC": "malloc",
+    }
+    ops = _test_files("caster", "threads", "emulator", *OPS)
+    _pytest(session, *PARALLEL, *ops, env=sanitized)
+    # Gradients of windows in torch have kernels that no other verb runs.
+    session.install(TORCH)
+    gradients = _test_files("torch_window_scores")
+    _pytest(session, *PARALLEL, *gradients, "-k", "kernels_of_devices", env=sanitized)
 
 
 def _compiler_file(name: str) -> str:

@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_names_step_and_tensor(images):
     np.testing.assert_array_equal(model.offset_, kept)
 
 
-def test_early_stopping_keeps_the_best(images):
+def test_early_stopping_ends_a_training_that_gets_worse(images):
     steps = Offset(epochs=60, learning_rate=1.05, patience=2).fit(images).steps_
     assert steps < 60 * 9
 
